@@ -1,0 +1,93 @@
+"""The attention module that replaces Hugging Face's: same projections and norms, our cache and our routed kernels.
+
+It keeps the replaced module's submodules under their own names, so checkpoints fill it unchanged, and it takes the same
+call, so the decoder layer around it does not know the difference.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from kernels.sdpa import sdpa
+from models.cache import KVCaches
+from models.spec import AttentionSpec
+
+
+def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate heads [B, H, L, D] by angles [B, L, D] in Hugging Face's half-split convention (RoFormer, 2104.09864)."""
+    first, second = x.chunk(2, dim=-1)
+    rotated = torch.cat((-second, first), dim=-1)
+    return x * cos.unsqueeze(1) + rotated * sin.unsqueeze(1)
+
+
+class RoutedAttention(nn.Module):
+    """One attention layer over a LayerCache. `route` forces a kernel by name; None lets the router choose."""
+
+    def __init__(self, hf_attention: Any, spec: AttentionSpec, caches: KVCaches, layer: int, route: str | None):
+        super().__init__()
+        self.q_proj, self.k_proj = hf_attention.q_proj, hf_attention.k_proj
+        self.v_proj = None if spec.value_is_key else hf_attention.v_proj
+        self.o_proj = hf_attention.o_proj
+        self.q_norm, self.k_norm = hf_attention.q_norm, hf_attention.k_norm
+        self.v_norm = getattr(hf_attention, "v_norm", nn.Identity())
+        self.spec = spec
+        self.caches = caches
+        self.cache = caches.layers[layer]
+        self.route = route
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        **_unused: object,
+    ) -> tuple[torch.Tensor, None]:
+        """Attend from hidden_states [1, T, hidden] at the caches' current positions; returns ([1, T, hidden], None).
+
+        T == 1 reads its position from the device (`KVCaches.begin_decode`), T > 1 from the host (`KVCaches.length`).
+        """
+        query, key, value = self._heads(hidden_states, *position_embeddings)
+        attend = self._attend_token if hidden_states.shape[1] == 1 else self._attend_chunk
+        context = attend(query, key, value)  # [1, H, T, D]
+        return self.o_proj(context.transpose(1, 2).flatten(2)), None
+
+    def _heads(self, hidden_states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        def split(projected: torch.Tensor) -> torch.Tensor:
+            return projected.unflatten(-1, (-1, self.spec.head_dim)).transpose(1, 2)  # [1, heads, T, D]
+
+        query, key = split(self.q_proj(hidden_states)), split(self.k_proj(hidden_states))
+        value = key if self.v_proj is None else split(self.v_proj(hidden_states))
+        query = apply_rope(self.q_norm(query), cos, sin)
+        key = apply_rope(self.k_norm(key), cos, sin)
+        return query, key, self.v_norm(value)
+
+    def _attend_token(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        cache = self.cache
+        cache.write_token(key, value)
+        assert cache.cursor is not None
+        return sdpa(
+            query,
+            cache.keys,
+            cache.values,
+            scale=self.spec.scale,
+            enable_gqa=True,
+            kv_len=cache.cursor.kv_len,
+            route=self.route,
+        )
+
+    def _attend_chunk(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        keys, values = self.cache.extend(self.caches.length, key, value)
+        # A forced split-K is about decode; it cannot serve a long chunk.
+        route = None if self.route == "splitk" else self.route
+        return sdpa(
+            query,
+            keys,
+            values,
+            is_causal=True,
+            scale=self.spec.scale,
+            enable_gqa=True,
+            window=self.spec.window,
+            route=route,
+        )
