@@ -106,5 +106,5 @@ def test_entries_refuse_what_they_cannot_read() -> None:
     x = torch.randn(4, 128, device=DEVICE)[:, ::2]
     with pytest.raises(ValueError, match="contiguous"):
         rms_norm(x, _norm(64))
-    with pytest.raises(ValueError, match="y .* contiguous"):
+    with pytest.raises(ValueError, match=r"y .* contiguous"):
         sandwich(x.contiguous(), x)
