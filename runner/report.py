@@ -1,0 +1,239 @@
+"""What a run was and how fast: one record, shown as a card for people and as a dict for programs.
+
+Rates are never blended: prefill tok/s = prompt tokens / time to first token; decode tok/s = (generated - 1) / (time of
+last - time of first token). MBU = bytes a decode step must read / its mean time / the measured read bandwidth.
+MFU = operations the prefill must do / its time / the measured matmul rate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+from models.spec import ModelSpec
+from runner import work
+from runner.timing import StartupTimes, TokenTimes, percentile
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a loaded model knows about itself. Bytes, seconds, bytes per second, operations per second.
+
+    `cuda_graph` is "on", or says why not. `routes` pairs a kind of layer with the kernel that serves it and why.
+    `weight_bytes` is what decoding one token reads (0: all matrices of the spec in `itemsize`), `itemsize` that of
+    weights and caches.
+    """
+
+    model: str
+    spec: ModelSpec
+    device: str
+    dtype: str
+    itemsize: int
+    attention: str
+    fuse: str
+    cuda_graph: str
+    routes: tuple[tuple[str, str], ...]
+    ctx_size: int
+    prefill_chunk: int
+    dummy_weights: bool = False
+    stored_bytes: int | None = None
+    weight_bytes: int = 0
+    read_bandwidth: float | None = None
+    matmul_rate: float | None = None
+    peak_memory: int | None = None
+    startup: StartupTimes = field(default_factory=StartupTimes)
+
+
+@dataclass(frozen=True)
+class RunStats:
+    """Everything a report says about one generation; names carry units. None: not measured, `missing` says why."""
+
+    model: str
+    family: str
+    dummy_weights: bool
+    device: str
+    dtype: str
+    attention: str
+    fuse: str
+    routes: dict[str, str]
+    cuda_graph: str
+    ctx_size: int
+    prefill_chunk: int
+    batch: int
+    seed: int
+    finish_reason: str | None
+    prompt_tokens: int
+    generated_tokens: int
+    import_s: float | None
+    load_s: float | None
+    load_gb_per_s: float | None
+    compile_s: float | None
+    capture_s: float | None
+    ttft_ms: float | None
+    prefill_tokens_per_s: float | None
+    decode_tokens_per_s: float | None
+    itl_p50_ms: float | None
+    itl_p90_ms: float | None
+    itl_p99_ms: float | None
+    mbu: float | None
+    mfu_prefill: float | None
+    bytes_per_token: float | None
+    peak_memory: int | None
+    decode_steps: int
+    replayed_steps: int
+    missing: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types only, ready for json.dumps."""
+        return dataclasses.asdict(self)
+
+    def with_import(self, seconds: float) -> RunStats:
+        """The same record knowing what the imports cost, which only the process's entry can time."""
+        return dataclasses.replace(self, import_s=seconds)
+
+
+def summarise(facts: RunFacts, times: TokenTimes, finish_reason: str | None, seed: int, replays: int) -> RunStats:
+    """The record of one generation."""
+    steps = max(times.generated - 1, 0)
+    bytes_per_token = _bytes_per_token(facts, times, steps)
+    missing: dict[str, str] = {}
+    mbu = mfu = None
+    if facts.read_bandwidth is None:
+        missing["mbu"] = f"no measured read bandwidth for {facts.device}"
+    elif bytes_per_token is None or times.decode_s is None:
+        missing["mbu"] = "fewer than two tokens were generated"
+    else:
+        mbu = bytes_per_token * steps / times.decode_s / facts.read_bandwidth
+    if facts.matmul_rate is None:
+        missing["mfu_prefill"] = f"no measured matmul rate for {facts.device}"
+    elif times.ttft_s:
+        mfu = work.prefill_flops(facts.spec, times.prompt_tokens) / times.ttft_s / facts.matmul_rate
+    else:
+        missing["mfu_prefill"] = "no token was generated"
+    peak = facts.peak_memory
+    if peak is None:
+        missing["peak_memory"] = f"not counted on {facts.device}"
+    startup = facts.startup
+    itl = {percent: _milli(percentile(times.intervals, percent) if steps else None) for percent in (50, 90, 99)}
+    return RunStats(
+        model=facts.model,
+        family=facts.spec.family,
+        dummy_weights=facts.dummy_weights,
+        device=facts.device,
+        dtype=facts.dtype,
+        attention=facts.attention,
+        fuse=facts.fuse,
+        routes=dict(facts.routes),
+        cuda_graph=facts.cuda_graph,
+        ctx_size=facts.ctx_size,
+        prefill_chunk=facts.prefill_chunk,
+        batch=1,
+        seed=seed,
+        finish_reason=finish_reason,
+        prompt_tokens=times.prompt_tokens,
+        generated_tokens=times.generated,
+        import_s=startup.import_s,
+        load_s=startup.load_s,
+        load_gb_per_s=facts.stored_bytes / 1e9 / startup.load_s if facts.stored_bytes and startup.load_s else None,
+        compile_s=startup.compile_s,
+        capture_s=startup.capture_s,
+        ttft_ms=_milli(times.ttft_s),
+        prefill_tokens_per_s=times.prefill_rate,
+        decode_tokens_per_s=times.decode_rate,
+        itl_p50_ms=itl[50],
+        itl_p90_ms=itl[90],
+        itl_p99_ms=itl[99],
+        mbu=mbu,
+        mfu_prefill=mfu,
+        bytes_per_token=bytes_per_token,
+        peak_memory=peak,
+        decode_steps=steps,
+        replayed_steps=replays,
+        missing=missing,
+    )
+
+
+def card(stats: RunStats) -> str:
+    """One screen of aligned plain text, ending in a newline."""
+    rows: list[tuple[str, str]] = []
+    if stats.dummy_weights:
+        rows.append(("weights", "DUMMY: random numbers at the true shape, for speed only; the tokens mean nothing"))
+    rows += [
+        ("model", f"{stats.model} ({stats.family}), {stats.dtype} on {stats.device}"),
+        ("attention", f"{stats.attention}, fuse {stats.fuse}"),
+        *((f"  {kind}", route) for kind, route in stats.routes.items()),
+        ("graph", f"{stats.cuda_graph}; replayed {stats.replayed_steps}/{stats.decode_steps} decode steps"),
+        (
+            "tokens",
+            f"{stats.prompt_tokens} prompt + {stats.generated_tokens} generated, context {stats.ctx_size}, "
+            f"batch {stats.batch}, finish: {stats.finish_reason}, seed {stats.seed}",
+        ),
+        ("start-up", _startup(stats)),
+        ("prefill", _prefill(stats)),
+        ("decode", _decode(stats)),
+        ("MBU", _mbu(stats)),
+        ("peak memory", _gib(stats.peak_memory) if stats.peak_memory is not None else stats.missing["peak_memory"]),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "".join(f"{name:<{width}}  {value}\n" for name, value in rows)
+
+
+def peak_host_bytes() -> int:
+    """Largest resident set of this process so far (getrusage counts KiB on Linux, bytes on macOS)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _bytes_per_token(facts: RunFacts, times: TokenTimes, steps: int) -> float | None:
+    if steps == 0:
+        return None
+    weights = facts.weight_bytes or work.decode_weights(facts.spec) * facts.itemsize
+    # The first decode step attends over the prompt and the first generated token.
+    return weights + work.mean_kv_bytes(facts.spec, times.prompt_tokens + 1, steps, facts.itemsize)
+
+
+def _startup(stats: RunStats) -> str:
+    parts = []
+    for name, seconds in (
+        ("import", stats.import_s),
+        ("load", stats.load_s),
+        ("compile", stats.compile_s),
+        ("capture", stats.capture_s),
+    ):
+        if seconds is not None:
+            rate = f" ({stats.load_gb_per_s:.2f} GB/s)" if name == "load" and stats.load_gb_per_s else ""
+            parts.append(f"{name} {seconds:.2f} s{rate}")
+    return ", ".join(parts) or "not measured"
+
+
+def _prefill(stats: RunStats) -> str:
+    if stats.ttft_ms is None:
+        return "no token was generated"
+    mfu = f", MFU {stats.mfu_prefill:.1%}" if stats.mfu_prefill is not None else ""
+    return f"{stats.prefill_tokens_per_s:.1f} tok/s, first token after {stats.ttft_ms:.1f} ms{mfu}"
+
+
+def _decode(stats: RunStats) -> str:
+    if stats.decode_tokens_per_s is None:
+        return "no rate from fewer than two tokens"
+    return (
+        f"{stats.decode_tokens_per_s:.2f} tok/s; latency p50 {stats.itl_p50_ms:.1f} p90 {stats.itl_p90_ms:.1f} "
+        f"p99 {stats.itl_p99_ms:.1f} ms"
+    )
+
+
+def _mbu(stats: RunStats) -> str:
+    if stats.mbu is None or stats.bytes_per_token is None:
+        return f"not computed: {stats.missing['mbu']}"
+    return f"{stats.mbu:.1%} of the measured read bandwidth, {stats.bytes_per_token / 1e9:.2f} GB a token"
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB"
+
+
+def _milli(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds * 1e3
