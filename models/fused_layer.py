@@ -1,0 +1,169 @@
+"""A decoder layer that decodes one token in few launches, around the Hugging Face layer that does everything else.
+
+Per token (Gemma, with norms on both sides of a block):
+
+    qkv = W_qkv norm(h)                             matvec, the norm in its prologue
+    q   = rope(norm(q)); the cache row = k, v       qk_norm_rope_cache_write
+    c   = attention(q, cache)                       kernels.sdpa
+    o   = W_o c                                     matvec
+    h   = h + norm(o)                               sandwich
+    a   = act(W_gate norm(h)) * (W_up norm(h))      matvec_gated
+    d   = W_down a                                  matvec
+    h   = (h + norm(d)) * layer_scalar              sandwich
+
+A family without norms behind its blocks (Qwen3) adds the residual in the epilogue of the two matvecs instead of the
+sandwiches. Inputs longer than one token run the Hugging Face layer itself, on the same weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from kernels.gated import Activation
+from kernels.matvec import DenseWeight, Weight, matvec, matvec_gated
+from kernels.norm import Norm, sandwich
+from kernels.rope import qk_norm_rope_cache_write
+from kernels.sdpa import sdpa
+from models.attention import RoutedAttention
+from models.packing import packed
+from models.spec import LayerKind
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary angles of one layer kind: inv_freq fp32 [D/2] and the factor of cos and sin."""
+
+    inv_freq: torch.Tensor
+    attention_scaling: float
+
+
+class RopeSource(Protocol):
+    """Who knows the rotary angles: asked at the first decode, when the device holds them."""
+
+    def rope(self, kind: LayerKind) -> Rope: ...
+
+
+@dataclass(frozen=True)
+class LayerRecipe:
+    """What the families' layers differ in. `sandwich`: norms stand behind the attention and MLP blocks, too."""
+
+    activation: Activation
+    norm_offset: float
+    sandwich: bool
+
+
+@dataclass(frozen=True)
+class LayerParts:
+    """Weights and norms of one layer as the kernels take them; views of the Hugging Face layer's own parameters."""
+
+    qkv: Weight
+    o: Weight
+    gate_up: Weight
+    down: Weight
+    attention_norm: Norm
+    mlp_norm: Norm
+    q_norm: Norm
+    k_norm: Norm
+    v_norm: Norm | None
+    after_attention: Norm | None
+    after_mlp: Norm | None
+    scalar: torch.Tensor | None
+    rope: Rope
+
+
+def norm_of(module: Any, offset: float) -> Norm:
+    """The kernels' view of a Hugging Face RMSNorm module (they spell epsilon in two ways)."""
+    eps = module.eps if hasattr(module, "eps") else module.variance_epsilon
+    return Norm(getattr(module, "weight", None), eps, offset)
+
+
+class FusedDecoderLayer(nn.Module):
+    """Takes the call of the Hugging Face decoder layer it wraps, whose self_attn must already be RoutedAttention."""
+
+    def __init__(self, hf_layer: Any, recipe: LayerRecipe, ropes: RopeSource, *, pdl: bool):
+        super().__init__()
+        assert isinstance(hf_layer.self_attn, RoutedAttention)
+        self.hf = hf_layer
+        self.recipe = recipe
+        self._ropes = (ropes,)  # in a tuple: it is the model's module, not this layer's
+        self.pdl = pdl
+
+    @cached_property
+    def parts(self) -> LayerParts:
+        """Resolved at the first decode, once the parameters are filled and packed."""
+        layer, attention, offset = self.hf, self.hf.self_attn, self.recipe.norm_offset
+        qkv = [p.weight for p in (attention.q_proj, attention.k_proj, attention.v_proj) if p is not None]
+        sandwiched = self.recipe.sandwich
+        before_mlp = layer.pre_feedforward_layernorm if sandwiched else layer.post_attention_layernorm
+        return LayerParts(
+            qkv=DenseWeight(packed(qkv)),
+            o=DenseWeight(attention.o_proj.weight),
+            gate_up=DenseWeight(packed([layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight])),
+            down=DenseWeight(layer.mlp.down_proj.weight),
+            attention_norm=norm_of(layer.input_layernorm, offset),
+            mlp_norm=norm_of(before_mlp, offset),
+            q_norm=norm_of(attention.q_norm, offset),
+            k_norm=norm_of(attention.k_norm, offset),
+            v_norm=None if isinstance(attention.v_norm, nn.Identity) else norm_of(attention.v_norm, offset),
+            after_attention=norm_of(layer.post_attention_layernorm, offset) if sandwiched else None,
+            after_mlp=norm_of(layer.post_feedforward_layernorm, offset) if sandwiched else None,
+            scalar=getattr(layer, "layer_scalar", None),
+            rope=self._ropes[0].rope(attention.spec.kind),
+        )
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """[1, T, hidden] -> [1, T, hidden]. T == 1 reads its position from the caches' device cursor."""
+        if hidden_states.shape[1] == 1:
+            return self._decode(hidden_states)
+        return self.hf(hidden_states, *args, **kwargs)
+
+    def _decode(self, h: torch.Tensor) -> torch.Tensor:
+        parts, pdl = self.parts, self.pdl
+        qkv = matvec(parts.qkv, h, norm=parts.attention_norm, pdl=pdl)
+        context = self._attend(qkv)
+        h = self._join(h, parts.o, context, parts.after_attention, scalar=None)
+        a = matvec_gated(parts.gate_up, h, activation=self.recipe.activation, norm=parts.mlp_norm, pdl=pdl)
+        return self._join(h, parts.down, a, parts.after_mlp, scalar=parts.scalar)
+
+    def _attend(self, qkv: torch.Tensor) -> torch.Tensor:
+        """Attention over the cache with this token in it: packed q|k|v [1, 1, N] -> context [1, 1, H * D]."""
+        parts, attention = self.parts, self.hf.self_attn
+        spec, cache = attention.spec, attention.cache
+        query = qk_norm_rope_cache_write(
+            qkv,
+            cache.keys,
+            cache.values,
+            position=attention.caches.position,
+            inv_freq=parts.rope.inv_freq,
+            num_heads=spec.num_heads,
+            ring=spec.window is not None,
+            q_norm=parts.q_norm,
+            k_norm=parts.k_norm,
+            v_norm=parts.v_norm,
+            value_is_key=spec.value_is_key,
+            attention_scaling=parts.rope.attention_scaling,
+            pdl=self.pdl,
+        )
+        context = sdpa(
+            query,
+            cache.keys,
+            cache.values,
+            scale=spec.scale,
+            enable_gqa=True,
+            kv_len=cache.cursor.kv_len,
+            route=attention.route,
+        )
+        return context.view(1, 1, -1)  # L_q == 1: [1, H, 1, D] is [H * D] in memory
+
+    def _join(
+        self, h: torch.Tensor, weight: Weight, x: torch.Tensor, post: Norm | None, scalar: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The end of a block: (h + post(W x)) * scalar."""
+        if post is None and scalar is None:
+            return matvec(weight, x, residual=h, pdl=self.pdl)
+        return sandwich(h, matvec(weight, x, pdl=self.pdl), post=post, scalar=scalar, pdl=self.pdl)[0]

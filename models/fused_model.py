@@ -1,0 +1,100 @@
+"""Swaps at layer level: every decoder layer, the final norm and the head become their fused forms.
+
+The Hugging Face model's own loop still runs them, so there is one forward; what it computes once a token for all layers
+(rotary angles) is skipped where no layer asks for it.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from kernels.gated import Activation
+from kernels.matvec import DenseWeight, matvec
+from kernels.norm import Norm, rms_norm
+from models.family import Family
+from models.fused_layer import FusedDecoderLayer, LayerRecipe, Rope, norm_of
+from models.spec import LayerKind, ModelSpec
+from models.swap import SwapReport, SwapRow
+
+HF_LAYER_TYPE = {"full": "full_attention", "sliding": "sliding_attention"}
+ACTIVATIONS: dict[str, Activation] = {"gelu_pytorch_tanh": "gelu_tanh", "silu": "silu"}
+WRAPPER = ".hf."  # what wrapping a layer adds to the names of its parameters
+
+
+def hf_name(parameter: str) -> str:
+    """The Hugging Face name of a parameter of a fused model."""
+    return parameter.replace(WRAPPER, ".")
+
+
+class FusedNorm(nn.Module):
+    """RMSNorm of [..., hidden] in one kernel; holds the replaced module's weight under the same name."""
+
+    def __init__(self, hf_norm: Any, offset: float):
+        super().__init__()
+        self.weight = hf_norm.weight
+        self._eps, self._offset = norm_of(hf_norm, offset).eps, offset
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return rms_norm(hidden_states, Norm(self.weight, self._eps, self._offset))
+
+
+class FusedHead(nn.Module):
+    """lm_head of one position as a matvec with float32 logits; of more positions as the plain product."""
+
+    def __init__(self, hf_head: Any, *, pdl: bool):
+        super().__init__()
+        self.weight = hf_head.weight
+        self.pdl = pdl
+
+    @cached_property
+    def _matrix(self) -> DenseWeight:
+        return DenseWeight(self.weight)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if hidden_states.shape[1] == 1:
+            return matvec(self._matrix, hidden_states, out_dtype=torch.float32, pdl=self.pdl)
+        return nn.functional.linear(hidden_states, self.weight)
+
+
+class PrefillRotary(nn.Module):
+    """Hugging Face's rotary embedding for prefill only: fused layers take their angles from the device position."""
+
+    def __init__(self, hf_rotary: Any):
+        super().__init__()
+        self.hf = hf_rotary
+
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor, *args: Any) -> Any:
+        return None if position_ids.shape[-1] == 1 else self.hf(x, position_ids, *args)
+
+    def rope(self, kind: LayerKind) -> Rope:
+        """Frequencies and scaling of one layer kind; a model with one kind of layers keeps them without a prefix."""
+        prefix = f"{HF_LAYER_TYPE[kind]}_" if hasattr(self.hf, f"{HF_LAYER_TYPE[kind]}_inv_freq") else ""
+        return Rope(
+            inv_freq=getattr(self.hf, f"{prefix}inv_freq"),
+            attention_scaling=float(getattr(self.hf, f"{prefix}attention_scaling")),
+        )
+
+
+def fuse_layers(model: Any, family: Family, spec: ModelSpec, *, pdl: bool) -> SwapReport:
+    """Wrap every decoder layer (attention already swapped) and replace final norm and head, in place.
+
+    The model may still be on the meta device. It must then be filled with `projection_packs` and `hf_name`.
+    """
+    offset = 1.0 if family.unit_offset_norms else 0.0
+    recipe = LayerRecipe(ACTIVATIONS[family.activation], offset, family.sandwich_norms)
+    body = model.model
+    body.rotary_emb = PrefillRotary(body.rotary_emb)
+    rows = []
+    for index, attention in enumerate(spec.layers):
+        old = body.layers[index]
+        body.layers[index] = FusedDecoderLayer(old, recipe, body.rotary_emb, pdl=pdl)
+        rows.append(
+            SwapRow(index, attention.kind, "layer", type(old).__name__, "FusedDecoderLayer", "matvec bf16", "T == 1")
+        )
+    body.norm = FusedNorm(body.norm, offset)
+    model.lm_head = FusedHead(model.lm_head, pdl=pdl)
+    return SwapReport(tuple(rows))
