@@ -34,6 +34,9 @@ class SwapReport:
 
     rows: tuple[SwapRow, ...]
 
+    def __add__(self, other: SwapReport) -> SwapReport:
+        return SwapReport(self.rows + other.rows)
+
     def by_kind(self) -> dict[str, str]:
         """Layer kind -> "50 x RoutedAttention, splitk: why", in order of appearance."""
         counts = Counter((row.kind, row.new, row.kernel, row.why) for row in self.rows)
@@ -51,15 +54,15 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     return layers
 
 
-def swap_attention(model: nn.Module, spec: ModelSpec, caches: KVCaches, mode: AttentionMode) -> SwapReport:
+def swap_attention(model: nn.Module, spec: ModelSpec, caches: KVCaches | None, mode: AttentionMode) -> SwapReport:
     """Replace the self_attn of every decoder layer of a Hugging Face causal LM (in place) by RoutedAttention.
 
-    The model may still be on the meta device: no parameter is read or copied. Mode "hf" replaces nothing.
+    The model may still be on the meta device: no parameter is read or copied. Without caches nothing is replaced.
     """
     rows = []
     for index, (layer, attention) in enumerate(zip(decoder_layers(model), spec.layers, strict=True)):
         old: Any = layer.self_attn
-        if mode == "hf":
+        if caches is None:
             new, kernel, why = old, "hf", "asked for by --attention hf"
         else:
             forced = None if mode == "routed" else mode
