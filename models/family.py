@@ -1,0 +1,240 @@
+"""What the loader asks of a model family: its config, its Hugging Face class, its spec and its tensor names.
+
+One subclass and one instance a family, each in a file of its own (gemma4.py, gemma3.py, qwen3.py) that opens with the
+facts that surprise; families.py lists them.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from models.errors import LoadError
+from models.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig
+
+# Keys of config.json that change the arithmetic in a way no part of this runner computes -> does this value do so?
+_UNSUPPORTED_EVERYWHERE: dict[str, Callable[[Any], bool]] = {
+    "auto_map": bool,  # Python code shipped with the weights
+    "quantization_config": bool,  # GPTQ, AWQ, fp8 ...: their tensors are not plain weights
+    "attention_bias": bool,
+    "attn_logit_softcapping": lambda value: value is not None,
+    "num_experts": bool,
+    "num_local_experts": bool,
+}
+_ROPE_TYPES = ("default", "linear", "proportional", "llama3", "yarn")  # the others change inv_freq with the length
+
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings")
+MAX_LAYERS = 1024
+
+
+class Family(ABC):
+    """One architecture: how its sources spell it and how Hugging Face builds it."""
+
+    name: str
+    model_types: tuple[str, ...]
+    """`model_type` of a config.json that this family reads; a multimodal wrapper's text part is taken."""
+    gguf_architecture: str
+    activation: str
+    end_of_turn: tuple[str, ...] = ()
+    """Control tokens that end an answer even where the GGUF's eos_token_id does not say so."""
+    unit_offset_norms: bool = False
+    """Gemma 3: a norm multiplies by 1 + weight, so that the identity is a weight of zero."""
+    sandwich_norms: bool = False
+    """Gemma: norms stand behind the attention and MLP blocks as well as before them."""
+    unsupported: ClassVar[Mapping[str, Callable[[Any], bool]]] = {}
+    """Further config keys to refuse: key -> is this value one that we cannot compute?"""
+
+    @abstractmethod
+    def make_config(self, fields: dict[str, Any]) -> PretrainedConfig:
+        """The Hugging Face text config of these fields."""
+
+    @abstractmethod
+    def build(self, config: PretrainedConfig) -> torch.nn.Module:
+        """The Hugging Face causal LM with random weights, on whatever device the caller's context says."""
+
+    @abstractmethod
+    def spec(self, config: PretrainedConfig) -> ModelSpec:
+        """The facts that caches, kernels and reports need."""
+
+    @abstractmethod
+    def config_from_gguf(
+        self, metadata: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], where: str = "GGUF"
+    ) -> dict[str, Any]:
+        """The fields of `make_config` from GGUF metadata and, where that is silent, from tensor shapes (rows first)."""
+
+    @abstractmethod
+    def gguf_name(self, name: str) -> str | None:
+        """state_dict name of a GGUF tensor; None: known and not needed. An unknown name comes back unchanged."""
+
+    def checkpoint_name(self, name: str) -> str | None:
+        """state_dict name of a safetensors tensor; None: known and not needed. An unknown name comes back unchanged."""
+        return None if name.endswith("rotary_emb.inv_freq") else name
+
+    def alters_gguf(self, name: str) -> bool:
+        """Whether the GGUF converter changes the values of the tensor with this state_dict name."""
+        return self.unit_offset_norms and name.endswith("norm.weight")
+
+    def from_gguf(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The values of a state_dict tensor from those that a GGUF file stores; float32 where they change."""
+        return tensor.float() - 1.0 if self.alters_gguf(name) else tensor
+
+    def text_config(self, config: Mapping[str, Any], where: str = "config.json") -> PretrainedConfig:
+        """The text model's config out of a config.json, plain or ForConditionalGeneration.
+
+        Raises LoadError naming the key that asks for something this runner does not compute.
+        """
+        fields = dict(config)
+        self._refuse_unsupported(fields, where)
+        if "text_config" in fields:
+            if not isinstance(fields["text_config"], Mapping):
+                raise LoadError(f"{where}: text_config is {type(fields['text_config']).__name__}, expected an object")
+            outer, fields = fields, dict(fields["text_config"])
+            for key in ("tie_word_embeddings", "eos_token_id", "bos_token_id", "pad_token_id"):
+                if key in outer and outer[key] is not None:
+                    fields.setdefault(key, outer[key])
+            self._refuse_unsupported(fields, where)
+        layers = fields.get("num_hidden_layers", 1)
+        if not isinstance(layers, int) or layers > MAX_LAYERS:  # before Hugging Face builds lists of that length
+            raise LoadError(f"{where}: num_hidden_layers = {_brief(layers)}, expected an integer up to {MAX_LAYERS}")
+        for key in ("architectures", "model_type", "transformers_version", "auto_map"):
+            fields.pop(key, None)
+        try:
+            made = self.make_config(fields)
+        except Exception as error:  # Hugging Face raises its own zoo of types for a malformed field
+            raise LoadError(f"{where}: not a {self.name} config: {_first_line(error)}") from error
+        self._check_sizes(made, where)
+        self._refuse_rope(made, where)
+        return made
+
+    def _check_sizes(self, config: PretrainedConfig, where: str) -> None:
+        for key in _SIZES:
+            if not isinstance(value := getattr(config, key), int) or value <= 0:
+                raise LoadError(f"{where}: {key} = {value!r}, expected a positive integer")
+        if len(config.layer_types) != config.num_hidden_layers:
+            found = len(config.layer_types)
+            raise LoadError(
+                f"{where}: layer_types has {found} entries, num_hidden_layers is {config.num_hidden_layers}"
+            )
+        if unknown := set(config.layer_types) - {"full_attention", "sliding_attention"}:
+            raise LoadError(
+                f"{where}: layer_types holds {sorted(unknown)}, expected full_attention or sliding_attention"
+            )
+
+        for i, layer in enumerate(self.spec(config).layers):
+            heads = (layer.num_heads, layer.num_kv_heads, layer.head_dim, 1 if layer.window is None else layer.window)
+            if not all(type(value) is int and value > 0 for value in heads) or layer.num_heads % layer.num_kv_heads:
+                raise LoadError(
+                    f"{where}: layer {i} has {layer.num_heads} query heads over {layer.num_kv_heads} key-value heads "
+                    f"of {layer.head_dim}, window {layer.window}; expected whole numbers above 0, the first a "
+                    "multiple of the second"
+                )
+
+    def _refuse_unsupported(self, fields: Mapping[str, Any], where: str) -> None:
+        for key, refuses in {**_UNSUPPORTED_EVERYWHERE, **self.unsupported}.items():
+            if key in fields and refuses(fields[key]):
+                raise LoadError(f"{where}: {key} = {_brief(fields[key])} is not supported by this runner ({self.name})")
+        for key in ("hidden_activation", "hidden_act"):
+            if fields.get(key, self.activation) not in (self.activation, None):
+                raise LoadError(f"{where}: {key} = {fields[key]!r} is not supported, expected {self.activation!r}")
+
+    def _refuse_rope(self, config: PretrainedConfig, where: str) -> None:
+        parameters = getattr(config, "rope_parameters", None) or {}
+        by_kind = parameters if all(isinstance(v, Mapping) for v in parameters.values()) else {"": parameters}
+        for kind, rope in by_kind.items():
+            rope_type = rope.get("rope_type", "default")
+            if rope_type not in _ROPE_TYPES:
+                key = f"rope_parameters.{kind}.rope_type".replace("..", ".")
+                raise LoadError(f"{where}: {key} = {rope_type!r} is not supported, expected one of {_ROPE_TYPES}")
+
+
+def rename_blocks(name: str, blocks: Mapping[str, str], others: Mapping[str, str | None]) -> str | None:
+    """Translate a GGUF name by two tables: suffixes of `blk.<n>.`, whole names. Unknown names stay."""
+    if name in others:
+        return others[name]
+    if (match := re.fullmatch(r"blk\.(\d+)\.(.+)", name)) and match[2] in blocks:
+        return f"model.layers.{int(match[1])}.{blocks[match[2]]}"
+    return name
+
+
+class Metadata:
+    """Typed reading of one architecture's GGUF keys: `number("block_count")` reads `gemma3.block_count`."""
+
+    def __init__(self, metadata: Mapping[str, Any], architecture: str, where: str) -> None:
+        self._metadata, self._prefix, self._where = metadata, architecture + ".", where
+
+    def raw(self, key: str) -> Any:
+        """The value as the file has it, None where it has none."""
+        return self._metadata.get(self._prefix + key)
+
+    def number(self, key: str, default: Any = ...) -> Any:
+        """An int or float; a missing key without a default is a LoadError."""
+        value = self._get(key, default)
+        if value is default:
+            return value
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise LoadError(f"{self._where}: {self._prefix}{key} is {type(value).__name__}, expected a number")
+        return value
+
+    def integer(self, key: str, default: Any = ...) -> Any:
+        """A positive int; a missing key without a default is a LoadError."""
+        value = self.number(key, default)
+        if value is default:
+            return value
+        if not isinstance(value, int) or value <= 0:
+            raise LoadError(f"{self._where}: {self._prefix}{key} = {value}, expected a positive integer")
+        return value
+
+    def per_layer(self, key: str, layers: int, default: Any = ...) -> list[Any]:
+        """A list of one value a layer; the file may hold one scalar for all of them."""
+        value = self._get(key, default)
+        if value is default:
+            return [default] * layers
+        values = list(value) if isinstance(value, (list, tuple)) or hasattr(value, "tolist") else [value] * layers
+        if len(values) != layers:
+            raise LoadError(f"{self._where}: {self._prefix}{key} has {len(values)} values, expected {layers}")
+        if not all(isinstance(v, (int, float)) for v in values):
+            raise LoadError(f"{self._where}: {self._prefix}{key} holds values that are not numbers")
+        return values
+
+    def refuse(self, *keys: str) -> None:
+        """LoadError if a key asks for something that no part of this runner computes."""
+        for key in keys:
+            value = self._metadata.get(self._prefix + key)
+            if value is not None and any(self.per_layer(key, len(value)) if hasattr(value, "__len__") else [value]):
+                raise LoadError(f"{self._where}: {self._prefix}{key} = {_brief(value)} is not supported by this runner")
+
+    def layers(self) -> int:
+        """block_count, bounded before anything is made that long."""
+        layers = self.integer("block_count")
+        if layers > MAX_LAYERS:
+            raise LoadError(f"{self._where}: {self._prefix}block_count = {layers}, expected at most {MAX_LAYERS}")
+        return layers
+
+    def vocab_size(self, shapes: Mapping[str, Sequence[int]]) -> int:
+        """Rows of the embedding: the one truth about the vocabulary that every file states."""
+        shape = shapes.get("token_embd.weight", ())
+        if len(shape) != 2:
+            raise LoadError(f"{self._where}: tensor token_embd.weight is missing or not a matrix, found {list(shape)}")
+        return shape[0]
+
+    def _get(self, key: str, default: Any) -> Any:
+        value = self._metadata.get(self._prefix + key, default)
+        if value is ...:
+            raise LoadError(f"{self._where}: metadata key {self._prefix}{key} is missing")
+        return value
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines)[:300]}"
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

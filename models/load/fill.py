@@ -1,0 +1,251 @@
+"""Build a source's model without memory, then give every weight its place on the device and its values.
+
+Nothing is allocated before the names and shapes of the source and the model agree. On a GPU the way is
+file -> one of two pinned staging buffers (read by several threads) -> asynchronous copy on a side stream, which is
+several times as fast as safe_open(device="cuda"). On the CPU values go straight to their place.
+Peak host memory is therefore the model in its target dtype plus the staging buffers, whatever the size of a tensor.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from models.errors import LoadError
+from models.load.agree import agree
+from models.load.source import READ_GRAIN, Source, StoredTensor
+
+STAGING_BYTES = 64 << 20  # of each of the two pinned buffers
+READERS = min(8, os.cpu_count() or 1)
+PART_VALUES = 1 << 21  # smallest piece worth a thread of its own; a multiple of READ_GRAIN
+
+
+@dataclass(frozen=True)
+class FillReport:
+    """What a fill did: bytes read (or made, for dummy weights), parameters now in place, wall-clock seconds."""
+
+    bytes: int
+    parameters: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One place in the model that holds a tensor: `getattr(module, attribute)`."""
+
+    module: nn.Module
+    attribute: str
+    shape: tuple[int, ...]
+    is_parameter: bool
+
+
+def build_on_meta(source: Source) -> nn.Module:
+    """The Hugging Face causal LM of the source in eval mode: parameters on the meta device, buffers real on the CPU."""
+    from accelerate import init_empty_weights
+
+    import models.hf_guard  # noqa: F401  before transformers
+
+    with init_empty_weights(include_buffers=False):
+        model = source.family.build(source.config)
+    return model.eval()
+
+
+def fill(
+    model: nn.Module,
+    source: Source,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    packs: Sequence[tuple[str, ...]] = (),
+    progress: Callable[[int, int], None] | None = None,
+    rename: Callable[[str], str] = lambda name: name,
+    check_tensors: bool = False,
+    seed: int = 0,
+) -> FillReport:
+    """Allocate every parameter and persistent buffer of `model` on `device` in `dtype` and fill it from `source`.
+
+    packs: tuples of parameter names (after `rename`) whose tensors become row slices, in that order, of one storage.
+    progress: called with (bytes done, bytes in all), counted as stored.
+    rename: the model's parameter name -> Hugging Face's state_dict name, for models whose modules were wrapped.
+    check_tensors: look for NaN and Inf in the filled weights.
+    seed: of dummy weights.
+    Raises LoadError naming every tensor that is missing, left over or of the wrong shape, or not finite.
+    """
+    started, device = time.perf_counter(), torch.device(device)
+    slots = find_slots(model, rename)
+    tied = _tied_names(model, source)
+    wanted = {name: slot for name, slot in slots.items() if name not in tied}
+    if source.kind != "dummy":
+        agree(source, {name: slot.shape for name, slot in wanted.items()}, tied)
+    places = _allocate(wanted, packs, device, dtype)
+    if source.kind == "dummy":
+        from models.load.dummy import fill_with_noise
+
+        fill_with_noise(places, source.family, device, seed)
+        done = sum(place.nbytes for place in places.values())
+    else:
+        _fill_from_files(places, source, tied, device, progress)
+        done = source.stored_bytes
+    for name, place in places.items():
+        _put(wanted[name], place)
+    for name, original in tied.items():
+        if name in slots:
+            setattr(
+                slots[name].module, slots[name].attribute, getattr(wanted[original].module, wanted[original].attribute)
+            )
+    _move_buffers(model, device)
+    if check_tensors:
+        _check_finite(places, source)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return FillReport(done, sum(place.numel() for place in places.values()), time.perf_counter() - started)
+
+
+def find_slots(model: nn.Module, rename: Callable[[str], str] = lambda name: name) -> dict[str, Slot]:
+    """Every parameter and persistent buffer by its state_dict name."""
+    slots = {}
+    for prefix, module in model.named_modules():
+        for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            slots[rename(f"{prefix}.{attribute}")] = Slot(module, attribute, tuple(parameter.shape), True)
+        for attribute, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
+            if attribute not in module._non_persistent_buffers_set:
+                slots[rename(f"{prefix}.{attribute}")] = Slot(module, attribute, tuple(buffer.shape), False)
+    return slots
+
+
+def _tied_names(model: nn.Module, source: Source) -> dict[str, str]:
+    """Names that share another's storage, as Hugging Face declares: {"lm_head.weight": "model.embed_tokens.weight"}."""
+    declared = getattr(model, "_tied_weights_keys", None) or {}
+    return dict(declared) if source.spec.tied_embeddings else {}
+
+
+def _allocate(
+    wanted: dict[str, Slot], packs: Sequence[tuple[str, ...]], device: torch.device, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    places: dict[str, torch.Tensor] = {}
+    for pack in packs:
+        shapes = [wanted[name].shape for name in pack]
+        rows = [shape[0] for shape in shapes]
+        storage = torch.empty((sum(rows), *shapes[0][1:]), dtype=dtype, device=device)
+        places.update(zip(pack, storage.split(rows), strict=True))
+    for name, slot in wanted.items():
+        if name not in places:
+            places[name] = torch.empty(slot.shape, dtype=dtype, device=device)
+    return places
+
+
+def _fill_from_files(
+    places: dict[str, torch.Tensor],
+    source: Source,
+    tied: dict[str, str],
+    device: torch.device,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    total, done, seen = source.stored_bytes, 0, set()
+    with ThreadPoolExecutor(READERS) as readers:
+        copier = _PinnedCopier(device, readers) if device.type == "cuda" else _DirectCopier(readers)
+        for tensor in source.stored:
+            name = tied.get(tensor.name, tensor.name)
+            if name in seen:  # a checkpoint that stores lm_head beside the embedding it is tied to
+                copier.finish()
+                _check_same(places[name], tensor)
+            else:
+                copier.copy(tensor, places[name].view(-1))
+            seen.add(name)
+            done += tensor.nbytes
+            if progress is not None:
+                progress(done, total)
+        copier.finish()
+
+
+class _DirectCopier:
+    """Values go from the file to their place in host memory."""
+
+    def __init__(self, readers: ThreadPoolExecutor) -> None:
+        self.readers = readers
+
+    def copy(self, tensor: StoredTensor, place: torch.Tensor) -> None:
+        _read_parts(self.readers, tensor, place, 0)
+
+    def finish(self) -> None:
+        pass
+
+
+class _PinnedCopier:
+    """Values go through two pinned buffers: one is read into while the other is on its way to the device."""
+
+    def __init__(self, device: torch.device, readers: ThreadPoolExecutor) -> None:
+        self.readers = readers
+        self.stream = torch.cuda.Stream(device)
+        self.stream.wait_stream(torch.cuda.current_stream(device))  # the places may reuse memory still in use there
+        self.buffers = [torch.empty(STAGING_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+        self.events = [torch.cuda.Event() for _ in range(2)]
+        self.turn = 0
+
+    def copy(self, tensor: StoredTensor, place: torch.Tensor) -> None:
+        step = STAGING_BYTES // place.element_size() // READ_GRAIN * READ_GRAIN
+        for start in range(0, place.numel(), step):
+            piece = place[start : start + step]
+            self.events[self.turn].synchronize()
+            staged = self.buffers[self.turn].view(place.dtype)[: piece.numel()]
+            _read_parts(self.readers, tensor, staged, start)
+            with torch.cuda.stream(self.stream):
+                piece.copy_(staged, non_blocking=True)
+                self.events[self.turn].record(self.stream)
+            self.turn ^= 1
+
+    def finish(self) -> None:
+        self.stream.synchronize()
+
+
+def _read_parts(readers: ThreadPoolExecutor, tensor: StoredTensor, out: torch.Tensor, start: int) -> None:
+    """tensor.read_into(out, start), shared out over the readers."""
+    part = max(PART_VALUES, -(-out.numel() // READERS // READ_GRAIN) * READ_GRAIN)
+    jobs = [readers.submit(tensor.read_into, out[at : at + part], start + at) for at in range(0, out.numel(), part)]
+    for job in jobs:
+        job.result()
+
+
+def _check_same(place: torch.Tensor, tensor: StoredTensor) -> None:
+    flat, step = place.view(-1), PART_VALUES
+    for start in range(0, flat.numel(), step):
+        here = flat[start : start + step]
+        stored = torch.empty(here.numel(), dtype=here.dtype)
+        tensor.read_into(stored, start)
+        if not torch.equal(here, stored.to(here.device)):
+            raise LoadError(f"{tensor.where}: differs from the tensor it is tied to, but tie_word_embeddings is true")
+
+
+def _put(slot: Slot, place: torch.Tensor) -> None:
+    if slot.is_parameter:
+        slot.module._parameters[slot.attribute] = nn.Parameter(place, requires_grad=False)
+    else:
+        slot.module._buffers[slot.attribute] = place
+
+
+def _move_buffers(model: nn.Module, device: torch.device) -> None:
+    """Non-persistent buffers (RoPE frequencies, embedding scale) keep their float32."""
+    for module in model.modules():
+        for attribute, buffer in module._buffers.items():
+            if buffer is not None and buffer.device != device:
+                module._buffers[attribute] = buffer.to(device)
+
+
+def _pieces(place: torch.Tensor, values: int = 1 << 26) -> Iterator[torch.Tensor]:
+    flat = place.view(-1)
+    for start in range(0, flat.numel(), values):
+        yield flat[start : start + values]
+
+
+def _check_finite(places: dict[str, torch.Tensor], source: Source) -> None:
+    flags = {
+        name: torch.stack([piece.isfinite().all() for piece in _pieces(place)]).all() for name, place in places.items()
+    }
+    if bad := [name for name, flag in flags.items() if not flag.item()]:
+        raise LoadError(f"{source.path or source.name}: NaN or Inf in {', '.join(bad)}")
