@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from kernels.sdpa import sdpa
+from kernels.sdpa.route import Route, named_route, route
+from kernels.sdpa.shape import Shape, device_name
 from models.cache import KVCaches
 from models.spec import AttentionSpec
 
@@ -21,6 +23,24 @@ def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
     first, second = x.chunk(2, dim=-1)
     rotated = torch.cat((-second, first), dim=-1)
     return x * cos.unsqueeze(1) + rotated * sin.unsqueeze(1)
+
+
+def decode_route(
+    spec: AttentionSpec, ctx_size: int, dtype: torch.dtype, device: torch.device, name: str | None
+) -> Route:
+    """The route that decoding one token takes in a layer, by the capacity of its cache; `name` forces a kernel."""
+    shape = Shape(
+        B=1,
+        H=spec.num_heads,
+        K=spec.num_kv_heads,
+        L_q=1,
+        L_kv=spec.kv_capacity(ctx_size),
+        D=spec.head_dim,
+        dtype=str(dtype).removeprefix("torch."),
+        bounded=True,
+        device=device_name(device),
+    )
+    return route(shape) if name is None else named_route(name, shape)
 
 
 class RoutedAttention(nn.Module):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from models.attention import RoutedAttention
+from models.attention import RoutedAttention, decode_route
 from models.cache import KVCaches
 from models.spec import ModelSpec
 
@@ -67,6 +67,8 @@ def swap_attention(model: nn.Module, spec: ModelSpec, caches: KVCaches | None, m
         else:
             forced = None if mode == "routed" else mode
             new = layer.self_attn = RoutedAttention(old, attention, caches, index, forced)
-            kernel, why = f"sdpa ({mode})", f"asked for by --attention {mode}"
+            ctx_size, memory = caches.ctx_size, caches.layers[index].keys
+            chosen = decode_route(attention, ctx_size, memory.dtype, memory.device, forced)
+            kernel, why = chosen.kernel, chosen.why
         rows.append(SwapRow(index, attention.kind, "self_attn", type(old).__name__, type(new).__name__, kernel, why))
     return SwapReport(tuple(rows))
