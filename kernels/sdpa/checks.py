@@ -7,6 +7,7 @@ import torch
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 SPLITK_MAX_QUERIES = 8
 SPLITK_MAX_HEAD_DIM = 512
+SPLITK_MAX_ROWS = 128  # query rows that share one key-value head
 STANDARD_MAX_HEAD_DIM = 512
 
 
@@ -100,8 +101,10 @@ def check_splitk(query: torch.Tensor, key: torch.Tensor, *, max_queries: int) ->
         raise ValueError(f"split-K takes L_q <= {max_queries} here, found L_q = {L_q}: {shapes}")
     if D < 16 or D > SPLITK_MAX_HEAD_DIM or D & (D - 1):
         raise ValueError(f"split-K needs head_dim a power of two in 16..{SPLITK_MAX_HEAD_DIM}, found {D}: {shapes}")
-    if group * L_q > 128:
-        raise ValueError(f"split-K packs at most 128 query rows a key-value head, found {group * L_q}: {shapes}")
+    if group * L_q > SPLITK_MAX_ROWS:
+        raise ValueError(
+            f"split-K takes at most {SPLITK_MAX_ROWS} queries a key-value head, found {group * L_q}: {shapes}"
+        )
 
 
 def check_standard(query: torch.Tensor, key: torch.Tensor) -> None:

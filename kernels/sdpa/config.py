@@ -1,0 +1,36 @@
+"""Tuning knobs of the kernels as plain data: measured tables name them, and the host needs no triton to read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class SplitKConfig:
+    """How one split-K decode runs.
+
+    The grid holds about `programs_per_sm` programs for each multiprocessor, whatever the buffer's length; a split never
+    takes fewer than `min_rows` rows. `reduce`: "fused" merges the splits in the last `reducers` blocks that arrive at
+    a head (1 = the last one alone), "apart" in a second kernel. `dependent` launches with programmatic dependent launch
+    (SM90+): the kernel then waits for its predecessor itself.
+    """
+
+    block_n: int = 32
+    num_warps: int = 4
+    num_stages: int = 2
+    programs_per_sm: int = 2
+    min_rows: int = 32
+    reduce: Literal["fused", "apart"] = "fused"
+    reducers: int = 1
+    dependent: bool = False
+
+
+@dataclass(frozen=True)
+class StandardConfig:
+    """How one standard (flash) launch runs: rows of packed queries and of keys a program holds at once."""
+
+    block_m: int = 64
+    block_n: int = 64
+    num_warps: int = 4
+    num_stages: int = 2

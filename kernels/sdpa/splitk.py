@@ -1,0 +1,195 @@
+"""Host side of split-K: workspace, grid and launch. Nothing synchronises, and with a workspace nothing allocates."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+
+from kernels.sdpa.config import SplitKConfig
+from kernels.sdpa.splitk_kernels import combine_kernel, splitk_kernel
+
+MAX_SPLITS = 256
+INTERPRETED_SMS = 8  # the interpreter has no multiprocessors; a small grid keeps its tests quick
+
+
+@dataclass(frozen=True)
+class SplitKWorkspace:
+    """Partial results of one launch, and the arrival counters, which are zero between launches.
+
+    part fp32 [B * K, max_splits, L_q * G, D], lse fp32 [B * K, max_splits, L_q * G] (base-2 log of the weights' sum),
+    arrivals int32 [B * K, 2]. It serves one stream at a time.
+    """
+
+    part: torch.Tensor
+    lse: torch.Tensor
+    arrivals: torch.Tensor
+    max_splits: int
+
+
+def sm_count(device: torch.device) -> int:
+    """Multiprocessors of a CUDA device, or a small stand-in when the interpreter runs on the CPU."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else INTERPRETED_SMS
+
+
+def max_splits(heads: int, config: SplitKConfig, device: torch.device) -> int:
+    """Splits that fill the device `programs_per_sm` times over with `heads` = B * K heads: the grid's second axis."""
+    return max(1, min(MAX_SPLITS, sm_count(device) * config.programs_per_sm // heads))
+
+
+def make_workspace(heads: int, rows: int, head_dim: int, config: SplitKConfig, device: torch.device) -> SplitKWorkspace:
+    """A fresh workspace for `heads` = B * K key-value heads with `rows` = L_q * H / K query rows each."""
+    splits = max_splits(heads, config, device)
+    return SplitKWorkspace(
+        part=torch.empty(heads, splits, rows, head_dim, dtype=torch.float32, device=device),
+        lse=torch.empty(heads, splits, rows, dtype=torch.float32, device=device),
+        arrivals=torch.zeros(heads, 2, dtype=torch.int32, device=device),
+        max_splits=splits,
+    )
+
+
+_workspaces: dict[tuple[Any, ...], SplitKWorkspace] = {}
+
+
+def _cached_workspace(heads: int, rows: int, head_dim: int, config: SplitKConfig, device: torch.device):
+    """The workspace of these sizes. Entries are never dropped: captured graphs hold their addresses."""
+    name = (device, heads, rows, head_dim, max_splits(heads, config, device))
+    found = _workspaces.get(name)
+    if found is None:
+        found = make_workspace(heads, rows, head_dim, config, device)
+        # Inside a capture the zeroing is recorded, not run: such a workspace is good for that graph alone.
+        if not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+            _workspaces[name] = found
+    return found
+
+
+def interpreting() -> bool:
+    """Whether triton kernels run in the interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def launch_splitk(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    attn_mask: torch.Tensor | None,
+    *,
+    is_causal: bool,
+    scale: float,
+    kv_len: int | torch.Tensor | None,
+    window: int | None,
+    config: SplitKConfig,
+    workspace: SplitKWorkspace | None = None,
+) -> torch.Tensor:
+    """Run the kernel on arguments that passed check_call and check_splitk; writes and returns `out`.
+
+    Raises ValueError when `workspace` was made for other sizes.
+    """
+    B, H, L_q, D = query.shape
+    K, L_kv = key.shape[1], key.shape[2]
+    G = H // K
+    rows, heads = L_q * G, B * K
+    if workspace is None:
+        workspace = _cached_workspace(heads, rows, D, config, query.device)
+    splits = workspace.max_splits
+    if workspace.part.shape != (heads, splits, rows, D):
+        raise ValueError(
+            f"split-K needs a workspace for {heads} heads x {rows} rows x head_dim {D}, "
+            f"found one of {tuple(workspace.part.shape)}"
+        )
+    on_device = isinstance(kv_len, torch.Tensor)
+    bound = L_kv if kv_len is None or on_device else kv_len
+    mask, mask_kind, mask_strides = mask_operands(attn_mask, (B, H, L_q, L_kv), query)
+    fused = config.reduce == "fused"
+    # Waiting blocks must be few beside the device's slots, and the interpreter runs one block after the other.
+    reducers = 1 if interpreting() else min(config.reducers, max(1, sm_count(query.device) // (2 * heads)))
+    reducers = 1 << (reducers.bit_length() - 1)
+    merge_rows = triton.next_power_of_2(rows)
+    launch = {"launch_pdl": True} if config.dependent else {}
+    plan = {
+        "MIN_ROWS": config.min_rows,
+        "MAX_SPLITS": splits,
+        "HAS_KV_LEN": on_device,
+        "WINDOWED": window is not None,
+    }
+    splitk_kernel[(heads, splits)](
+        query,
+        key,
+        value,
+        out,
+        mask,
+        kv_len if on_device else query,
+        workspace.part,
+        workspace.lse,
+        workspace.arrivals,
+        bound,
+        0 if window is None else window,
+        scale * math.log2(math.e),
+        K,
+        *query.stride()[:3],
+        *key.stride()[:3],
+        *value.stride()[:3],
+        *out.stride()[:3],
+        *mask_strides,
+        L_Q=L_q,
+        G=G,
+        D=D,
+        M=max(16, merge_rows),
+        BLOCK_N=config.block_n,
+        CAUSAL=(is_causal or window is not None) and L_q > 1,
+        MASK_KIND=mask_kind,
+        FUSED=fused,
+        REDUCERS=reducers,
+        MERGE_ROWS=merge_rows,
+        MERGE_AT_ONCE=at_once(splits, merge_rows * D // reducers, config.num_warps),
+        DEPENDENT=config.dependent,
+        PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        **plan,
+        **launch,
+    )
+    if not fused:
+        columns = min(D, 64)
+        combine_kernel[(heads * rows, D // columns)](
+            workspace.part,
+            workspace.lse,
+            out,
+            kv_len if on_device else query,
+            bound,
+            0 if window is None else window,
+            K,
+            *out.stride()[:3],
+            L_Q=L_q,
+            G=G,
+            D=D,
+            COLS=columns,
+            AT_ONCE=at_once(splits, columns, 4),
+            DEPENDENT=config.dependent,
+            num_warps=4,
+            **plan,
+            **launch,
+        )
+    return out
+
+
+def at_once(splits: int, elements: int, num_warps: int) -> int:
+    """How many splits to merge in one go, so that a thread holds about 32 of their values."""
+    return max(1, min(triton.next_power_of_2(splits), num_warps * 32 * 32 // elements))
+
+
+def mask_operands(
+    attn_mask: torch.Tensor | None, full: tuple[int, int, int, int], query: torch.Tensor
+) -> tuple[torch.Tensor, int, tuple[int, ...]]:
+    """(tensor, kind, strides) of a mask broadcast to `full` without a copy; kind 0 none, 1 boolean, 2 additive."""
+    if attn_mask is None:
+        return query, 0, (0, 0, 0, 0)
+    mask = attn_mask.expand(full)
+    if mask.dtype == torch.bool:
+        return mask.view(torch.uint8), 1, mask.stride()
+    return mask, 2, mask.stride()

@@ -1,0 +1,284 @@
+"""Split-K flash-decoding on the device: few queries, keys and values spread over the whole GPU.
+
+B batch, H query heads, K key-value heads, G = H / K, R = L_q * G query rows that share one key-value head, D head dim.
+A program takes one (batch, key-value head) and one stretch of keys; how many stretches there are follows from the
+valid length, read on the device, and from the grid, which the host sizes by multiprocessors. So a captured graph
+serves every length, and an allocated but empty row costs nothing.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+
+@triton.jit
+def _plan(
+    kv_len,
+    bound,
+    window,
+    L_Q: tl.constexpr,
+    HAS_KV_LEN: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    MIN_ROWS: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
+):
+    """(valid rows, first row any query sees, rows a split takes, number of splits): the same in every program."""
+    filled = bound
+    if HAS_KV_LEN:
+        filled = tl.minimum(tl.load(kv_len).to(tl.int32), bound)
+    first = 0
+    if WINDOWED:
+        first = tl.maximum(filled - L_Q + 1 - window, 0)
+    span = filled - first
+    chunk = tl.maximum(tl.cdiv(tl.cdiv(span, MAX_SPLITS), 16) * 16, MIN_ROWS)
+    return filled, first, chunk, tl.maximum(tl.cdiv(span, chunk), 1)
+
+
+@triton.jit
+def _merge(
+    part,
+    lse,
+    out,
+    splits,
+    row0,
+    col0,
+    stride_out_head,
+    stride_out_row,
+    G: tl.constexpr,
+    R: tl.constexpr,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+):
+    """Merge the splits of ROWS query rows and COLS columns; part [splits, R, D], lse [splits, R] of one head."""
+    rows = row0 + tl.arange(0, ROWS)
+    cols = col0 + tl.arange(0, COLS)
+    highest = tl.full([ROWS], -float("inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, COLS], tl.float32)
+    for start in range(0, splits, AT_ONCE):
+        at = start + tl.arange(0, AT_ONCE)
+        ok = (at < splits)[:, None] & (rows < R)[None, :]  # [AT_ONCE, ROWS]
+        offset = at[:, None] * R + rows[None, :]
+        # .cg: other blocks wrote these; both loads are issued before either is used
+        tile = tl.load(
+            part + offset[:, :, None] * D + cols[None, None, :], mask=ok[:, :, None], other=0.0, cache_modifier=".cg"
+        )
+        level = tl.load(lse + offset, mask=ok, other=-float("inf"), cache_modifier=".cg")
+        higher = tl.maximum(highest, tl.max(level, 0))
+        base = tl.where(higher == -float("inf"), 0.0, higher)
+        weight = tl.exp2(level - base[None, :])
+        decay = tl.exp2(highest - base)
+        acc = acc * decay[:, None] + tl.sum(tile * weight[:, :, None], 0)
+        total = total * decay + tl.sum(weight, 0)
+        highest = higher
+    acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    target = out + (rows % G)[:, None].to(tl.int64) * stride_out_head + (rows // G)[:, None] * stride_out_row
+    tl.store(target + cols[None, :], acc.to(out.dtype.element_ty), mask=(rows < R)[:, None])
+
+
+@triton.jit(do_not_specialize=["bound", "window"])
+def splitk_kernel(
+    query,
+    key,
+    value,
+    out,
+    mask,
+    kv_len,
+    part,
+    lse,
+    arrivals,
+    bound,
+    window,
+    scale_log2,
+    K,
+    stride_qb,
+    stride_qh,
+    stride_ql,
+    stride_kb,
+    stride_kh,
+    stride_kl,
+    stride_vb,
+    stride_vh,
+    stride_vl,
+    stride_ob,
+    stride_oh,
+    stride_ol,
+    stride_mb,
+    stride_mh,
+    stride_ml,
+    stride_mn,
+    L_Q: tl.constexpr,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    MIN_ROWS: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
+    HAS_KV_LEN: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    MASK_KIND: tl.constexpr,
+    FUSED: tl.constexpr,
+    REDUCERS: tl.constexpr,
+    MERGE_ROWS: tl.constexpr,
+    MERGE_AT_ONCE: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One stretch of keys for the R = L_Q * G query rows of one key-value head. Grid (B * K, MAX_SPLITS).
+
+    Programs beyond the active number of splits leave at once. `arrivals` int32 [B * K, 2] is zero between launches.
+    MASK_KIND: 0 none, 1 boolean (as uint8), 2 additive.
+    """
+    R: tl.constexpr = L_Q * G
+    head = tl.program_id(0)
+    split = tl.program_id(1)
+    if DEPENDENT:
+        gdc_wait()
+    filled, first, chunk, splits = _plan(kv_len, bound, window, L_Q, HAS_KV_LEN, WINDOWED, MIN_ROWS, MAX_SPLITS)
+    if split >= splits:
+        return
+
+    b = (head // K).to(tl.int64)
+    h = (head % K).to(tl.int64)
+    rows = tl.arange(0, M)
+    lane = rows % G
+    turn = rows // G  # which of the L_Q queries
+    cols = tl.arange(0, D)
+    near = tl.arange(0, BLOCK_N)
+    q_ptr = query + b * stride_qb + (h * G + lane)[:, None] * stride_qh + turn[:, None] * stride_ql + cols[None, :]
+    q = tl.load(q_ptr, mask=(rows < R)[:, None], other=0.0)  # [M, D]
+    position = filled - L_Q + turn
+    low = first + split * chunk
+    high = tl.minimum(low + chunk, filled)
+    k_base = key + b * stride_kb + h * stride_kh + low.to(tl.int64) * stride_kl
+    v_base = value + b * stride_vb + h * stride_vh + low.to(tl.int64) * stride_vl
+    k_tile = near[:, None] * stride_kl + cols[None, :]  # [BLOCK_N, D]
+    v_tile = near[:, None] * stride_vl + cols[None, :]
+
+    highest = tl.full([M], -float("inf"), tl.float32)
+    total = tl.zeros([M], tl.float32)
+    acc = tl.zeros([M, D], tl.float32)
+    for start in range(low, high, BLOCK_N):
+        keys = start + near
+        ok = keys < high
+        # rows at and beyond `high` are never read: they may hold NaN, which 0 * would not remove
+        k = tl.load(k_base + k_tile, mask=ok[:, None], other=0.0)
+        v = tl.load(v_base + v_tile, mask=ok[:, None], other=0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale_log2  # [M, BLOCK_N]
+        seen = ok[None, :]
+        if CAUSAL:
+            seen = seen & (keys[None, :] <= position[:, None])
+        if WINDOWED:
+            seen = seen & (keys[None, :] > position[:, None] - window)
+        if MASK_KIND > 0:
+            m_ptr = mask + b * stride_mb + (h * G + lane)[:, None] * stride_mh + turn[:, None] * stride_ml
+            given = tl.load(
+                m_ptr + keys[None, :].to(tl.int64) * stride_mn, mask=(rows < R)[:, None] & ok[None, :], other=0
+            )
+            if MASK_KIND == 1:
+                seen = seen & (given != 0)
+            else:
+                scores += given.to(tl.float32) * 1.4426950408889634
+        scores = tl.where(seen, scores, -float("inf"))
+        higher = tl.maximum(highest, tl.max(scores, 1))
+        base = tl.where(higher == -float("inf"), 0.0, higher)  # a row that sees nothing yet: weights exp2(-inf) = 0
+        weights = tl.exp2(scores - base[:, None])
+        decay = tl.exp2(highest - base)
+        total = total * decay + tl.sum(weights, 1)
+        acc = acc * decay[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
+        highest = higher
+        k_base += BLOCK_N * stride_kl
+        v_base += BLOCK_N * stride_vl
+
+    if DEPENDENT:
+        gdc_launch_dependents()
+    acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    o_base = out + b * stride_ob + h * G * stride_oh
+    if FUSED:  # noqa: SIM102 (decided while compiling; the inner condition on the device)
+        if splits == 1:
+            o_ptr = o_base + lane[:, None].to(tl.int64) * stride_oh + turn[:, None] * stride_ol + cols[None, :]
+            tl.store(o_ptr, acc.to(out.dtype.element_ty), mask=(rows < R)[:, None])
+            return
+    part += head.to(tl.int64) * (MAX_SPLITS * R * D)
+    lse += head * (MAX_SPLITS * R)
+    tl.store(part + (split * R + rows)[:, None] * D + cols[None, :], acc, mask=(rows < R)[:, None])
+    tl.store(lse + split * R + rows, highest + tl.log2(tl.where(total == 0.0, 1.0, total)), mask=rows < R)
+    if FUSED:
+        # Every thread's stores come before the barrier, the barrier before the release of the arrival: the block that
+        # acquires the last ticket sees all partial results.
+        tl.debug_barrier()
+        ticket = tl.atomic_add(arrivals + head * 2, 1, sem="acq_rel", scope="gpu")
+        reducers = tl.minimum(splits, REDUCERS)
+        rank = ticket - (splits - reducers)
+        if rank >= 0:
+            if REDUCERS > 1:
+                # The last few blocks share the merge. Fewer wait than fit on the GPU, so those they wait for can run.
+                while tl.atomic_add(arrivals + head * 2, 0, sem="acquire", scope="gpu") < splits:
+                    pass
+                tl.debug_barrier()
+            for piece in range(rank, REDUCERS, reducers):
+                _merge(
+                    part,
+                    lse,
+                    o_base,
+                    splits,
+                    0,
+                    piece * (D // REDUCERS),
+                    stride_oh,
+                    stride_ol,
+                    G,
+                    R,
+                    D,
+                    MERGE_ROWS,
+                    D // REDUCERS,
+                    MERGE_AT_ONCE,
+                )
+            # The last to finish leaves the counters as the next launch, or the next replay, expects them.
+            done = tl.atomic_add(arrivals + head * 2 + 1, 1, sem="acq_rel", scope="gpu")
+            if done == reducers - 1:
+                tl.store(arrivals + head * 2, 0)
+                tl.store(arrivals + head * 2 + 1, 0)
+
+
+@triton.jit(do_not_specialize=["bound", "window"])
+def combine_kernel(
+    part,
+    lse,
+    out,
+    kv_len,
+    bound,
+    window,
+    K,
+    stride_ob,
+    stride_oh,
+    stride_ol,
+    L_Q: tl.constexpr,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    COLS: tl.constexpr,
+    MIN_ROWS: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
+    HAS_KV_LEN: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    """Merge the splits of one query row and COLS columns. Grid (B * K * L_Q * G, D // COLS)."""
+    R: tl.constexpr = L_Q * G
+    if DEPENDENT:
+        gdc_wait()
+        gdc_launch_dependents()
+    _, _, _, splits = _plan(kv_len, bound, window, L_Q, HAS_KV_LEN, WINDOWED, MIN_ROWS, MAX_SPLITS)
+    head = tl.program_id(0) // R
+    row = tl.program_id(0) % R
+    b = (head // K).to(tl.int64)
+    h = (head % K).to(tl.int64)
+    part += head.to(tl.int64) * (MAX_SPLITS * R * D)
+    lse += head * (MAX_SPLITS * R)
+    o_base = out + b * stride_ob + h * G * stride_oh
+    _merge(part, lse, o_base, splits, row, tl.program_id(1) * COLS, stride_oh, stride_ol, G, R, D, 1, COLS, AT_ONCE)
