@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -43,7 +43,6 @@ class RunConfig:
     check_tensors: bool = False
     offline: bool = False
     revision: str | None = None
-    progress: Callable[[int, int], None] | None = None  # told (bytes done, bytes in all) while weights load
 
     def __post_init__(self) -> None:
         _one_of("--attention", self.attention, ATTENTION_MODES)

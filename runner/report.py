@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import resource
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +68,7 @@ class RunStats:
     finish_reason: str | None
     prompt_tokens: int
     generated_tokens: int
+    startup_s: float | None
     import_s: float | None
     load_s: float | None
     load_gb_per_s: float | None
@@ -82,6 +84,7 @@ class RunStats:
     mfu_prefill: float | None
     bytes_per_token: float | None
     peak_memory: int | None
+    peak_host_memory: int
     decode_steps: int
     replayed_steps: int
     missing: dict[str, str]
@@ -90,9 +93,13 @@ class RunStats:
         """Plain types only, ready for json.dumps."""
         return dataclasses.asdict(self)
 
-    def with_import(self, seconds: float) -> RunStats:
-        """The same record knowing what the imports cost, which only the process's entry can time."""
-        return dataclasses.replace(self, import_s=seconds)
+    def of_process(self, import_s: float, ready_s: float) -> RunStats:
+        """The same record knowing what only the process's entry can time: its imports, and all until it was ready.
+
+        Compiling and capturing happen after that, just before the first prefill, and are added.
+        """
+        startup_s = ready_s + (self.compile_s or 0.0) + (self.capture_s or 0.0)
+        return dataclasses.replace(self, import_s=import_s, startup_s=startup_s)
 
 
 def summarise(facts: RunFacts, times: TokenTimes, finish_reason: str | None, seed: int, replays: int) -> RunStats:
@@ -135,6 +142,7 @@ def summarise(facts: RunFacts, times: TokenTimes, finish_reason: str | None, see
         finish_reason=finish_reason,
         prompt_tokens=times.prompt_tokens,
         generated_tokens=times.generated,
+        startup_s=None,
         import_s=startup.import_s,
         load_s=startup.load_s,
         load_gb_per_s=facts.stored_bytes / 1e9 / startup.load_s if facts.stored_bytes and startup.load_s else None,
@@ -150,6 +158,7 @@ def summarise(facts: RunFacts, times: TokenTimes, finish_reason: str | None, see
         mfu_prefill=mfu,
         bytes_per_token=bytes_per_token,
         peak_memory=peak,
+        peak_host_memory=peak_host_bytes(),
         decode_steps=steps,
         replayed_steps=replays,
         missing=missing,
@@ -175,8 +184,13 @@ def card(stats: RunStats) -> str:
         ("prefill", _prefill(stats)),
         ("decode", _decode(stats)),
         ("MBU", _mbu(stats)),
-        ("peak memory", _gib(stats.peak_memory) if stats.peak_memory is not None else stats.missing["peak_memory"]),
+        ("peak memory", _memory(stats)),
     ]
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[tuple[str, str]]) -> str:
+    """Names in one column, values in the next, a line each."""
     width = max(len(name) for name, _ in rows)
     return "".join(f"{name:<{width}}  {value}\n" for name, value in rows)
 
@@ -206,7 +220,8 @@ def _startup(stats: RunStats) -> str:
         if seconds is not None:
             rate = f" ({stats.load_gb_per_s:.2f} GB/s)" if name == "load" and stats.load_gb_per_s else ""
             parts.append(f"{name} {seconds:.2f} s{rate}")
-    return ", ".join(parts) or "not measured"
+    total = [f"{stats.startup_s:.2f} s in all"] if stats.startup_s is not None else []
+    return ", ".join(total + parts) or "not measured"
 
 
 def _prefill(stats: RunStats) -> str:
@@ -231,8 +246,9 @@ def _mbu(stats: RunStats) -> str:
     return f"{stats.mbu:.1%} of the measured read bandwidth, {stats.bytes_per_token / 1e9:.2f} GB a token"
 
 
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB"
+def _memory(stats: RunStats) -> str:
+    device = f"{stats.peak_memory / 2**30:.2f} GiB on the device, " if stats.peak_memory is not None else ""
+    return f"{device}{stats.peak_host_memory / 2**30:.2f} GiB of host memory"
 
 
 def _milli(seconds: float | None) -> float | None:
