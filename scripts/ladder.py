@@ -1,0 +1,169 @@
+"""The ladder: one model, one GPU, one process; every rung adds one idea, so every idea's gain is visible.
+
+    python -m scripts.ladder --model gemma4-31b --out scripts/results/h200
+
+Random weights at the true shape, random prompt ids, greedy, EOS ignored. A rung's rate is the mean of the middle runs;
+slow rungs generate fewer tokens (said in the table), because a rate needs no more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from kernels.ceilings import matmul_rate, read_bandwidth
+from runner import Runner
+from runner.config import RunConfig, SamplingConfig
+from runner.timing import mean, stddev
+from runner.work import decode_weights, mean_kv_bytes
+
+DISCARD = 2  # runs dropped at each end of the sorted ten, as the origin's benchmark does
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One configuration; `share` of the asked tokens and runs is spent on it."""
+
+    name: str
+    options: dict[str, Any]
+    slow: bool = False
+
+
+OFF = dict(fuse="none", pdl=False)
+RUNGS = (
+    Rung("Hugging Face attention and cache, eager", dict(attention="hf", cuda_graph=False, **OFF), slow=True),
+    Rung("routed attention, eager", dict(attention="routed", cuda_graph=False, **OFF), slow=True),
+    Rung("+ CUDA graph, standard attention", dict(attention="standard", cuda_graph=True, **OFF)),
+    Rung("+ routed attention (split-K)", dict(attention="routed", cuda_graph=True, **OFF)),
+    Rung("+ fused layers", dict(attention="routed", cuda_graph=True, fuse="layer", pdl=False)),
+    Rung("+ dependent launch", dict(attention="routed", cuda_graph=True, fuse="layer", pdl=True)),
+)
+
+
+@dataclass
+class Result:
+    """What a rung measured. Rates in tokens/s, shares of the measured ceilings."""
+
+    rung: str
+    generated: int
+    runs: int
+    decode: list[float] = field(default_factory=list)
+    prefill: list[float] = field(default_factory=list)
+    kept_decode: float = 0.0
+    kept_decode_sd: float = 0.0
+    kept_prefill: float = 0.0
+    mbu: float = 0.0
+    mfu: float = 0.0
+    replays: int = 0
+    peak_gib: float = 0.0
+    startup: dict[str, float] = field(default_factory=dict)
+    routes: dict[str, str] = field(default_factory=dict)
+
+
+def middle(samples: list[float]) -> list[float]:
+    """The samples without the DISCARD fastest and slowest, where enough are there."""
+    ordered = sorted(samples)
+    return ordered[DISCARD:-DISCARD] if len(ordered) > 2 * DISCARD else ordered
+
+
+def measure(rung: Rung, args: argparse.Namespace, bandwidth: float, rate: float) -> Result:
+    """Load the model as the rung says, run it, and take it down again."""
+    tokens, runs = (min(args.new, 24), 2) if rung.slow else (args.new, args.runs)
+    config = RunConfig(model=args.model, load_format="dummy", ctx_size=args.prompt + args.new, **rung.options)
+    torch.cuda.reset_peak_memory_stats()
+    runner = Runner.from_config(config)
+    vocab = runner.source.spec.vocab_size
+    ids = torch.randint(5, vocab, (args.prompt,), generator=torch.Generator().manual_seed(0)).tolist()
+    sampling = SamplingConfig(max_new_tokens=tokens, temperature=0, ignore_eos=True, seed=0)
+    result = Result(rung.name, tokens, runs)
+    for index in range(runs + 1):
+        stream = runner.stream_generation(ids, sampling)
+        for _ in stream:
+            pass
+        times = stream.times
+        if index:  # the first run pays for compilation and cuBLAS handles
+            result.decode.append(times.decode_rate or 0.0)
+            result.prefill.append(times.prefill_rate or 0.0)
+    result.kept_decode, result.kept_decode_sd = mean(middle(result.decode)), stddev(middle(result.decode))
+    result.kept_prefill = mean(middle(result.prefill))
+    spec = runner.source.spec
+    step_bytes = decode_weights(spec) * 2 + mean_kv_bytes(spec, args.prompt + 1, tokens - 1, 2)
+    result.mbu = step_bytes * result.kept_decode / bandwidth
+    result.mfu = 2 * runner.load_stats.parameters * result.kept_prefill / rate
+    result.replays = runner.engine.replays
+    result.peak_gib = torch.cuda.max_memory_allocated() / 2**30
+    result.startup = dict(
+        load_s=runner.load_stats.seconds, compile_s=runner.engine.warmup_s, capture_s=runner.engine.capture_s
+    )
+    result.routes = runner.swap_report.by_kind()
+    if rung.options["cuda_graph"]:
+        assert result.replays == tokens - 1, f"{rung.name}: {result.replays} replays for {tokens} tokens"
+    return result
+
+
+def free_device() -> None:
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="gemma4-31b")
+    parser.add_argument("--prompt", type=int, default=2401)
+    parser.add_argument("--new", type=int, default=256)
+    parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--rungs", default="0,1,2,3,4,5", help="which rungs, by number")
+    parser.add_argument("--commit", default="", help="the commit measured, where the tree has no .git")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    device = torch.device("cuda")
+    bandwidth, rate = read_bandwidth(device), matmul_rate(device)
+    free_device()
+    print(f"read {bandwidth / 1e9:.0f} GB/s, bf16 matmul {rate / 1e12:.0f} TFLOP/s", flush=True)
+    results = []
+    for rung in [RUNGS[int(number)] for number in args.rungs.split(",")]:
+        started = time.perf_counter()
+        result = measure(rung, args, bandwidth, rate)
+        results.append(result)
+        free_device()
+        print(
+            f"{rung.name:42s} decode {result.kept_decode:8.2f} +- {result.kept_decode_sd:.2f} tok/s ({result.mbu:.1%} "
+            f"MBU, {result.generated} tokens x {result.runs}), prefill {result.kept_prefill:8.0f} tok/s "
+            f"({result.mfu:.1%} MFU), peak {result.peak_gib:.1f} GiB, {time.perf_counter() - started:.0f} s",
+            flush=True,
+        )
+    report = dict(
+        model=args.model,
+        prompt=args.prompt,
+        gpu=torch.cuda.get_device_name(),
+        read_bandwidth=bandwidth,
+        matmul_rate=rate,
+        versions=dict(torch=torch.__version__, triton=triton.__version__, python=platform.python_version()),
+        driver=subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version,clocks.sm,clocks.mem,temperature.gpu", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip(),
+        commit=args.commit,
+        command=" ".join(["python -m scripts.ladder", *sys.argv[1:]]),
+        date=time.strftime("%Y-%m-%d"),
+        rungs=[asdict(result) for result in results],
+    )
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / f"ladder-{args.model}-{args.prompt}.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
