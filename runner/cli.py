@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.environ["HF_HUB_OFFLINE"] = "1"
         return COMMANDS[args.command](args, console)
     except KeyboardInterrupt:
-        console.error("interrupted before the first token")
+        console.error("interrupted")
         return INTERRUPTED
     except ReaderGone:
         return 0
@@ -83,17 +84,12 @@ def generate(args: argparse.Namespace, console: Console) -> int:
     stream = runner.stream_generation(ids, sampling)
     ready_s = time.perf_counter() - started
 
-    def stats() -> RunStats:
-        return stream.stats.of_process(imports.seconds, ready_s)
-
-    try:
-        with on_interrupt(stream.cancel):
-            show(stream, stdout, dummy=tokenizer is None, as_json=args.json)
-    finally:
-        if stream.token_ids:
-            console.say(card(stats()))
+    with on_interrupt(stream.cancel):
+        show(stream, stdout, dummy=tokenizer is None, as_json=args.json)
+    stats = stream.stats.of_process(imports.seconds, ready_s)
+    console.say(card(stats))
     if args.json:
-        stdout.write(json.dumps(as_document(stream, stats())) + "\n")
+        stdout.write(json.dumps(as_document(stream, stats)) + "\n")
     return INTERRUPTED if stream.finish_reason == "cancelled" else 0
 
 
@@ -101,9 +97,10 @@ def show(stream: GenerationStream, stdout: Stdout, *, dummy: bool, as_json: bool
     """Run the generation. Unless JSON follows, pieces go out as they come: text, or ids where weights are random."""
     if dummy and not as_json:
         stdout.write("[dummy weights]")
-    for piece in stream:
-        if not as_json:
-            stdout.write(f" {piece.token_id}" if dummy else piece.text)
+    with contextlib.closing(iter(stream)) as pieces:
+        for piece in pieces:
+            if not as_json:
+                stdout.write(f" {piece.token_id}" if dummy else piece.text)
     if not as_json:
         stdout.write("\n")
 

@@ -6,7 +6,7 @@ It drives an engine and never touches the device itself, so that tests can run i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -116,7 +116,7 @@ class GenerationStream:
         """Statistics of a finished (or cancelled) generation."""
         return summarise(self._facts(), self.times, self.finish_reason, self.sampler.config.seed, self._replays)
 
-    def __iter__(self) -> Iterator[Piece]:
+    def __iter__(self) -> Generator[Piece]:
         if self._iterated:
             raise RuntimeError("a GenerationStream can be iterated once")
         self._iterated = True

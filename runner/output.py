@@ -96,7 +96,7 @@ def quieten_libraries(console: Console) -> None:
     Call it before transformers and huggingface_hub are imported: they read the environment once.
     """
     level = logging.DEBUG if console.verbose else logging.ERROR if console.quiet else logging.WARNING
-    logging.basicConfig(level=logging.WARNING if not console.quiet else level, format="%(levelname)s: %(message)s")
+    logging.basicConfig(level=max(level, logging.WARNING), format="%(levelname)s: %(message)s")
     for package in ("runner", "models", "kernels"):
         logging.getLogger(package).setLevel(level)
     if not console.verbose:
