@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from models import hf_guard  # noqa: F401  before transformers, which every family imports when it is used
 from models.errors import LoadError
 from models.spec import ModelSpec
 
@@ -29,7 +30,10 @@ _UNSUPPORTED_EVERYWHERE: dict[str, Callable[[Any], bool]] = {
 }
 _ROPE_TYPES = ("default", "linear", "proportional", "llama3", "yarn")  # the others change inv_freq with the length
 
-_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings")
+_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim", "query_pre_attn_scalar"),
+)
 MAX_LAYERS = 1024
 
 
@@ -113,9 +117,10 @@ class Family(ABC):
         return made
 
     def _check_sizes(self, config: PretrainedConfig, where: str) -> None:
+        values = vars(config)  # not getattr: Gemma 4's config guards attributes that its layers may override
         for key in _SIZES:
-            if not isinstance(value := getattr(config, key), int) or value <= 0:
-                raise LoadError(f"{where}: {key} = {value!r}, expected a positive integer")
+            if key in values and (type(values[key]) is not int or values[key] <= 0):
+                raise LoadError(f"{where}: {key} = {_brief(values[key])}, expected a positive integer")
         if len(config.layer_types) != config.num_hidden_layers:
             found = len(config.layer_types)
             raise LoadError(

@@ -39,8 +39,6 @@ def directory_source(path: Path, name: str) -> Source:
 
 def read_config(path: Path) -> tuple[dict[str, Any], Family]:
     """The fields of config.json and the family they belong to."""
-    import models.hf_guard  # noqa: F401  before transformers
-
     file = path / "config.json"
     if not file.is_file():
         hint = "; to run a GGUF file give the path of the file itself" if any(path.glob("*.gguf")) else ""

@@ -49,8 +49,6 @@ def build_on_meta(source: Source) -> nn.Module:
     """The Hugging Face causal LM of the source in eval mode: parameters on the meta device, buffers real on the CPU."""
     from accelerate import init_empty_weights
 
-    import models.hf_guard  # noqa: F401  before transformers
-
     with init_empty_weights(include_buffers=False):
         model = source.family.build(source.config)
     return model.eval()
@@ -147,17 +145,18 @@ def _fill_from_files(
     device: torch.device,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    total, done, seen = source.stored_bytes, 0, set()
+    total, done = source.stored_bytes, 0
+    seen: dict[str, str] = {}
     with ThreadPoolExecutor(READERS) as readers:
         copier = _PinnedCopier(device, readers) if device.type == "cuda" else _DirectCopier(readers)
         for tensor in source.stored:
             name = tied.get(tensor.name, tensor.name)
             if name in seen:  # a checkpoint that stores lm_head beside the embedding it is tied to
                 copier.finish()
-                _check_same(places[name], tensor)
+                _check_same(places[name], tensor, seen[name])
             else:
                 copier.copy(tensor, places[name].view(-1))
-            seen.add(name)
+            seen[name] = tensor.where
             done += tensor.nbytes
             if progress is not None:
                 progress(done, total)
@@ -212,14 +211,14 @@ def _read_parts(readers: ThreadPoolExecutor, tensor: StoredTensor, out: torch.Te
         job.result()
 
 
-def _check_same(place: torch.Tensor, tensor: StoredTensor) -> None:
+def _check_same(place: torch.Tensor, tensor: StoredTensor, other: str) -> None:
     flat, step = place.view(-1), PART_VALUES
     for start in range(0, flat.numel(), step):
         here = flat[start : start + step]
         stored = torch.empty(here.numel(), dtype=here.dtype)
         tensor.read_into(stored, start)
         if not torch.equal(here, stored.to(here.device)):
-            raise LoadError(f"{tensor.where}: differs from the tensor it is tied to, but tie_word_embeddings is true")
+            raise LoadError(f"{tensor.where}: differs from {other}, to which tie_word_embeddings ties it")
 
 
 def _put(slot: Slot, place: torch.Tensor) -> None:

@@ -26,8 +26,6 @@ _SAMPLING = {
 
 def gguf_source(path: Path, name: str) -> Source:
     """Read the header of `path` and describe its model; LoadError if it is not a sound GGUF of a known family."""
-    import models.hf_guard  # noqa: F401  before transformers
-
     file = read_gguf(path)
     family = family_for_gguf(file.metadata.get("general.architecture"), str(path))
     shapes = {tensor.name: tensor.shape for tensor in file.tensors.values()}

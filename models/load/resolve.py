@@ -87,7 +87,6 @@ def _dummy_of_directory(path: Path, name: str) -> Source:
 
 
 def _dummy_of_catalog(entry: catalog.CatalogEntry) -> Source:
-    import models.hf_guard  # noqa: F401  before transformers
     from models.load.dummy import dummy_source
 
     family = next(family for family in FAMILIES if family.name == entry.family)

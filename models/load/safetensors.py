@@ -1,7 +1,7 @@
 """safetensors files, read strictly: the header is checked against the file before anything is allocated.
 
-The format (github.com/huggingface/safetensors, README "Format"): a little-endian header length in 8 bytes, a JSON object
-name -> dtype, shape, data_offsets, then the data, without holes or overlaps, to the very end of the file.
+The format (github.com/huggingface/safetensors, README "Format"): 8 bytes of header length (little-endian), a JSON
+object name -> dtype, shape, data_offsets, then the data, without holes or overlaps, to the very end of the file.
 Values are read with pread, not mapped: mapped pages would count as this process's memory while a model streams by.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -114,8 +115,7 @@ def _parse(path: Path, raw: bytes, head: bytes) -> dict[str, Any]:
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         fields = dict(pairs)
         if len(fields) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = sorted({name for name in names if names.count(name) > 1})
+            twice = sorted(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
             raise LoadError(f"{path}: the header names {', '.join(twice)[:300]} twice")
         return fields
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models import hf_guard  # noqa: F401  before transformers, wherever it is imported below
 from models.errors import LoadError
 from models.load.gguf import GgufFile
 
@@ -39,8 +40,6 @@ def tokenizer_from_directory(path: Path) -> PreTrainedTokenizerBase | None:
         return None
     from transformers import AutoTokenizer
 
-    import models.hf_guard  # noqa: F401  before transformers
-
     try:
         return AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers raises a bare Exception for a malformed file
@@ -52,10 +51,6 @@ def tokenizer_from_gguf(file: GgufFile) -> PreTrainedTokenizerFast | None:
     scheme = file.metadata.get("tokenizer.ggml.model", "none")
     if scheme == "none":
         return None
-    from transformers import PreTrainedTokenizerFast
-
-    import models.hf_guard  # noqa: F401  before transformers
-
     vocabulary = _Vocabulary(file)
     if scheme in ("llama", "gemma4"):
         tokenizer = _sentencepiece(vocabulary, split_newlines=scheme == "gemma4")
@@ -67,8 +62,20 @@ def tokenizer_from_gguf(file: GgufFile) -> PreTrainedTokenizerFast | None:
         )
     vocabulary.mark_special(tokenizer)
     vocabulary.add_bos(tokenizer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+    return _wrap(vocabulary, tokenizer)
+
+
+def _wrap(vocabulary: _Vocabulary, tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    from transformers import PreTrainedTokenizerFast
+
+    class GgufTokenizer(PreTrainedTokenizerFast):
+        # Handing over `tokenizer_object` would copy it through JSON: 3 s for 262144 tokens. A backend that
+        # is in place before the base class looks for one is how transformers' own classes do it.
+        def __init__(self, **kwargs: Any) -> None:
+            self._tokenizer = tokenizer
+            super().__init__(**kwargs)
+
+    return GgufTokenizer(
         bos_token=vocabulary.special("bos"),
         eos_token=vocabulary.special("eos"),
         unk_token=vocabulary.special("unknown"),

@@ -1,7 +1,5 @@
 """The real thing: Gemma-3-270M out of its PyPI package, through every stage of loading, to sensible text."""
 
-import time
-
 import pytest
 import torch
 
@@ -17,13 +15,15 @@ def source():
 
 
 def test_header_facts(source):
-    assert source.kind == "gguf" and source.name == "gemma3-270m"
+    assert source.kind == "gguf"
+    assert source.name == "gemma3-270m"
     assert len(source.stored) == 236
     assert source.stored_bytes == sum(source.bytes_by_format.values()) == 246_587_904
     assert source.bytes_by_format["Q8_0"] == 179_824_640
     assert source.generation_defaults == {"eos_token_id": [1, 106], "bos_token_id": 2}
     spec = source.spec
-    assert [layer.kind for layer in spec.layers].count("full") == 3 and len(spec.layers) == 18
+    assert [layer.kind for layer in spec.layers].count("full") == 3
+    assert len(spec.layers) == 18
     assert {layer.window for layer in spec.layers if layer.kind == "sliding"} == {512}
     assert (spec.hidden_size, spec.vocab_size, spec.max_positions, spec.tied_embeddings) == (640, 262144, 32768, True)
 
@@ -31,15 +31,15 @@ def test_header_facts(source):
 @pytest.mark.slow
 def test_plain_hugging_face_model_says_paris(source):
     """A wrong name map, norm shift, scale or tokenizer shows up here as nonsense."""
-    started = time.perf_counter()
     model = build_on_meta(source)
     report = fill(model, source, device="cpu", dtype=torch.float32)
     tokenizer = source.load_tokenizer()
-    assert report.parameters == 268_098_176 and report.bytes == source.stored_bytes
-    assert time.perf_counter() - started < 60  # about 8 s on an idle machine
+    assert report.parameters == 268_098_176
+    assert report.bytes == source.stored_bytes
     assert model.lm_head.weight is model.model.embed_tokens.weight
     inputs = tokenizer("The capital of France is Paris. The capital of Germany is", return_tensors="pt")
-    assert inputs.input_ids[0, 0] == 2 and (inputs.input_ids == 2).sum() == 1
+    assert inputs.input_ids[0, 0] == 2
+    assert (inputs.input_ids == 2).sum() == 1
     with torch.inference_mode():
         ids = model.generate(**inputs, max_new_tokens=4, do_sample=False)
     assert "Berlin" in tokenizer.decode(ids[0, inputs.input_ids.shape[1] :])
