@@ -10,23 +10,19 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
-import platform
-import subprocess
-import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import triton
 
 from kernels.ceilings import matmul_rate, read_bandwidth
 from runner import Runner
 from runner.config import RunConfig, SamplingConfig
 from runner.timing import mean, stddev
 from runner.work import decode_weights, mean_kv_bytes
+from scripts.provenance import write_result
 
 DISCARD = 2  # runs dropped at each end of the sorted ten, as the origin's benchmark does
 
@@ -124,7 +120,6 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=256)
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--rungs", default="0,1,2,3,4,5", help="which rungs, by number")
-    parser.add_argument("--commit", default="", help="the commit measured, where the tree has no .git")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     device = torch.device("cuda")
@@ -143,26 +138,10 @@ def main() -> None:
             f"({result.mfu:.1%} MFU), peak {result.peak_gib:.1f} GiB, {time.perf_counter() - started:.0f} s",
             flush=True,
         )
-    report = dict(
-        model=args.model,
-        prompt=args.prompt,
-        gpu=torch.cuda.get_device_name(),
-        read_bandwidth=bandwidth,
-        matmul_rate=rate,
-        versions=dict(torch=torch.__version__, triton=triton.__version__, python=platform.python_version()),
-        driver=subprocess.run(
-            ["nvidia-smi", "--query-gpu=driver_version,clocks.sm,clocks.mem,temperature.gpu", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip(),
-        commit=args.commit,
-        command=" ".join(["python -m scripts.ladder", *sys.argv[1:]]),
-        date=time.strftime("%Y-%m-%d"),
-        rungs=[asdict(result) for result in results],
+    body = dict(model=args.model, prompt=args.prompt, read_bandwidth=bandwidth, matmul_rate=rate)
+    write_result(
+        args.out, f"ladder-{args.model}-{args.prompt}", {**body, "rungs": [asdict(result) for result in results]}
     )
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / f"ladder-{args.model}-{args.prompt}.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,42 @@
+"""Where a figure comes from: what every file under scripts/results/ says about itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+
+def provenance() -> dict[str, Any]:
+    """GPU, driver and clocks now, versions, commit, command and date. RUNNER_COMMIT stands in where there is no .git."""
+    state = _output(
+        "nvidia-smi", "--query-gpu=driver_version,clocks.sm,clocks.mem,temperature.gpu", "--format=csv,noheader"
+    )
+    return dict(
+        gpu=torch.cuda.get_device_name(),
+        state=_output("nvidia-smi", query, "--format=csv,noheader"),
+        versions=dict(torch=torch.__version__, triton=triton.__version__, python=platform.python_version()),
+        commit=os.environ.get("RUNNER_COMMIT") or _output("git", "rev-parse", "--short", "HEAD"),
+        command=" ".join(["python", *sys.orig_argv[1:]]),
+        date=time.strftime("%Y-%m-%d"),
+    )
+
+
+def write_result(folder: Path, name: str, body: dict[str, Any]) -> Path:
+    """Write {provenance, **body} as folder/name.json and return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps({**provenance(), **body}, indent=1) + "\n")
+    return path
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
