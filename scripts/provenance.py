@@ -17,9 +17,7 @@ import triton
 
 def provenance() -> dict[str, Any]:
     """GPU, driver and clocks now, versions, commit, command and date. RUNNER_COMMIT stands in where there is no .git."""
-    state = _output(
-        "nvidia-smi", "--query-gpu=driver_version,clocks.sm,clocks.mem,temperature.gpu", "--format=csv,noheader"
-    )
+    query = "--query-gpu=driver_version,clocks.sm,clocks.mem,temperature.gpu"
     return dict(
         gpu=torch.cuda.get_device_name(),
         state=_output("nvidia-smi", query, "--format=csv,noheader"),

@@ -2,8 +2,8 @@
 
     python -m scripts.roofline --model gemma4-31b --context 2401 [--out scripts/results/h200]
 
-Bytes are counted from the spec. Times come from the profiler's record of graph replays: a kernel is charged from the end
-of the kernel before it to its own end, so that the parts add up to the step even where launches overlap.
+Bytes are counted from the spec. Times come from the profiler's record of graph replays: a kernel is charged from the
+end of the kernel before it to its own end, so that the parts add up to the step even where launches overlap.
 """
 
 from __future__ import annotations
