@@ -23,12 +23,14 @@ class MatvecConfig:
     rows: int = 1
     block: int = 2048
     warps: int = 4
-    preload: int = 2
-    trigger: Literal["early", "late"] = "late"
+    preload: int = 4
+    trigger: Literal["early", "late"] = "early"
 
 
 def config_for(rows: int, cols: int, *, gated: bool = False) -> MatvecConfig:
     """The configuration for a [rows, cols] matrix (rows counts gate and up together in a gated product)."""
     if cols <= 2048:
         return MatvecConfig(rows=1, block=1024, warps=2, preload=2)
+    if cols >= 16384:
+        return MatvecConfig(rows=2, block=1024)
     return MatvecConfig()

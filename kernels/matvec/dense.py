@@ -22,6 +22,10 @@ from kernels.gated.reference import Activation
 from kernels.matvec.configs import MatvecConfig
 from kernels.norm.spec import Norm
 from kernels.pdl import gdc_launch_dependents, gdc_wait, launch_options
+from kernels.prefetch import chunks, prefetch_chunk
+
+# Bytes that each of the last programs requests for the next kernel.
+AHEAD_BYTES = 16384
 
 
 @triton.jit
@@ -48,10 +52,10 @@ def _load_vector(x, T: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def _matvec_kernel(
-    w, x, gain, residual, out, N, eps, offset, cap,
+    w, x, gain, residual, out, ahead, N, eps, offset, cap, ahead_chunks,
     K: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, PRELOAD: tl.constexpr, EVEN_ROWS: tl.constexpr,
     NORM: tl.constexpr, GAIN: tl.constexpr, RESIDUAL: tl.constexpr, CAP: tl.constexpr, ACTIVATION: tl.constexpr,
-    PDL: tl.constexpr, EARLY: tl.constexpr,
+    PDL: tl.constexpr, EARLY: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """out[n] for n = ROWS * pid ...; N counts outputs. With ACTIVATION, R = 2 ROWS interleaves gate and up rows."""
     pid = tl.program_id(0).to(tl.int64)
@@ -86,6 +90,11 @@ def _matvec_kernel(
     if PDL and not EARLY:
         gdc_launch_dependents()
     y = tl.sum(acc, 1)
+    if AHEAD > 0:
+        # Behind the barrier of the sum: the loads of this program have arrived, so the request fills the drain.
+        first = tl.num_programs(0) - ahead_chunks
+        if tl.program_id(0) >= first:
+            prefetch_chunk(ahead, tl.program_id(0) - first, AHEAD)
     if NORM:
         y = y * tl.rsqrt(tl.sum(squares, 0) / K + eps)
     if ACTIVATION == 0:
@@ -111,16 +120,21 @@ def launch_dense(
     activation: Activation | None,
     launch: MatvecConfig,
     pdl: bool,
+    ahead: torch.Tensor | None = None,
 ) -> None:
     """Run the Triton kernel: w [rows, K], x [K], out [rows] or [rows / 2] when gated (also under the interpreter)."""
     rows, K = w.shape
     N = rows if activation is None else rows // 2
     gain = None if norm is None else norm.weight
     tiles = triton.cdiv(K, launch.block)
-    _matvec_kernel[(triton.cdiv(N, launch.rows),)](
-        w, x, x if gain is None else gain, out if residual is None else residual, out, N,
-        0.0 if norm is None else norm.eps, 0.0 if norm is None else norm.offset, softcap or 1.0,
+    programs = triton.cdiv(N, launch.rows)
+    ahead_chunks = min(programs, chunks(ahead, AHEAD_BYTES))
+    _matvec_kernel[(programs,)](
+        w, x, x if gain is None else gain, out if residual is None else residual, out,
+        w if ahead is None else ahead, N,
+        0.0 if norm is None else norm.eps, 0.0 if norm is None else norm.offset, softcap or 1.0, ahead_chunks,
         K, launch.rows, launch.block, min(launch.preload, tiles), N % launch.rows == 0,
         norm is not None, gain is not None, residual is not None, softcap is not None, ACTIVATIONS[activation],
-        pdl, launch.trigger == "early", num_warps=launch.warps, num_stages=1, **launch_options(pdl),
+        pdl, launch.trigger == "early", AHEAD_BYTES if ahead_chunks else 0,
+        num_warps=launch.warps, num_stages=1, **launch_options(pdl),
     )  # fmt: skip

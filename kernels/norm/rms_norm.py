@@ -22,7 +22,9 @@ def normalise_row(value, weight_ptr, cols, mask, K, eps, offset, HAS_WEIGHT: tl.
 
 
 @triton.jit
-def _rms_norm_kernel(x, weight, out, K, eps, offset, HAS_WEIGHT: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+def _rms_norm_kernel(
+    x, weight, out, eps, offset, K: tl.constexpr, HAS_WEIGHT: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64) * K
     cols = tl.arange(0, BLOCK)
     mask = cols < K
@@ -46,7 +48,7 @@ def launch_rms_norm(x: torch.Tensor, norm: Norm, out: torch.Tensor, pdl: bool) -
     rows = x.numel() // K
     block = triton.next_power_of_2(K)
     _rms_norm_kernel[(rows,)](
-        x, x if norm.weight is None else norm.weight, out, K, norm.eps, norm.offset, norm.weight is not None,
+        x, x if norm.weight is None else norm.weight, out, norm.eps, norm.offset, K, norm.weight is not None,
         block, pdl, num_warps=row_warps(block, rows), **launch_options(pdl),
     )  # fmt: skip
 

@@ -14,38 +14,60 @@ import triton.language as tl
 
 from kernels.norm.spec import Norm
 from kernels.pdl import gdc_launch_dependents, gdc_wait, launch_options
+from kernels.prefetch import chunks, prefetch_chunk
 from kernels.rope import reference
+
+# Bytes that each program beside the heads requests for the next kernels.
+AHEAD_BYTES = 131072
 
 
 @triton.jit
-def _halves(low, high, weight, half, mask, HALF: tl.constexpr, eps, offset, NORM: tl.constexpr, WEIGHT: tl.constexpr):
-    """RMSNorm of one head held as two fp32 halves."""
-    if NORM:
-        scale = tl.rsqrt((tl.sum(low * low, 0) + tl.sum(high * high, 0)) / (2 * HALF) + eps)
-        low = low * scale
-        high = high * scale
-        if WEIGHT:
-            low = low * (offset + tl.load(weight + half, mask=mask, other=0.0).to(tl.float32))
-            high = high * (offset + tl.load(weight + HALF + half, mask=mask, other=0.0).to(tl.float32))
+def _gain(weight, offset, half, mask, HALF: tl.constexpr, WEIGHT: tl.constexpr):
+    """offset + weight of one head as two fp32 halves; ones without a weight."""
+    low = tl.full(half.shape, 1.0, tl.float32)
+    high = low
+    if WEIGHT:
+        low = offset + tl.load(weight + half, mask=mask, other=0.0).to(tl.float32)
+        high = offset + tl.load(weight + HALF + half, mask=mask, other=0.0).to(tl.float32)
     return low, high
 
 
 @triton.jit
 def _qk_norm_rope_kernel(
-    qkv, q_out, keys, values, position, inv_freq, q_weight, k_weight, v_weight,
+    qkv, q_out, keys, values, position, inv_freq, q_weight, k_weight, v_weight, ahead,
     row_stride, q_head_stride, q_token_stride, k_head_stride, k_row_stride, v_head_stride, v_row_stride,
     capacity, scaling, q_eps, q_offset, k_eps, k_offset, v_eps, v_offset,
     H: tl.constexpr, KV: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, RING: tl.constexpr,
     VALUE_IS_KEY: tl.constexpr, Q_NORM: tl.constexpr, Q_WEIGHT: tl.constexpr, K_NORM: tl.constexpr,
     K_WEIGHT: tl.constexpr, V_NORM: tl.constexpr, V_WEIGHT: tl.constexpr, PDL: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
+    if AHEAD > 0:
+        # Programs beyond the heads only request memory for the next kernels.
+        beyond: tl.constexpr = H + 2 * KV
+        if head >= beyond:
+            if PDL:
+                gdc_launch_dependents()
+                gdc_wait()
+            prefetch_chunk(ahead, head - beyond, AHEAD)
+            return
     half = tl.arange(0, BLOCK)
     mask = half < HALF
     if PDL:
         gdc_launch_dependents()
+    # Constants of the model come before the wait, so that only q|k|v and the position are on the critical path.
     freq = tl.load(inv_freq + half, mask=mask, other=0.0)  # [D/2]
+    if head < H:
+        gain_low, gain_high = _gain(q_weight, q_offset, half, mask, HALF, Q_WEIGHT)
+        eps = q_eps
+    elif head < H + KV:
+        gain_low, gain_high = _gain(k_weight, k_offset, half, mask, HALF, K_WEIGHT)
+        eps = k_eps
+    else:
+        gain_low, gain_high = _gain(v_weight, v_offset, half, mask, HALF, V_WEIGHT)
+        eps = v_eps
     if PDL:
         gdc_wait()
     at = tl.load(position).to(tl.int64) + token
@@ -56,6 +78,11 @@ def _qk_norm_rope_kernel(
     base = qkv + token * row_stride + source.to(tl.int64) * (2 * HALF)
     low = tl.load(base + half, mask=mask, other=0.0).to(tl.float32)
     high = tl.load(base + HALF + half, mask=mask, other=0.0).to(tl.float32)
+    normed = ((head < H) & Q_NORM) | ((head >= H) & (head < H + KV) & K_NORM) | ((head >= H + KV) & V_NORM)
+    scale = tl.rsqrt(tl.sum(low * low + high * high, 0) / (2 * HALF) + eps)
+    scale = tl.where(normed, scale, 1.0)
+    low = low * scale * gain_low
+    high = high * scale * gain_high
     row = at
     if RING:
         row = at % capacity
@@ -63,19 +90,17 @@ def _qk_norm_rope_kernel(
         angle = at.to(tl.float32) * freq
         cos = tl.cos(angle) * scaling
         sin = tl.sin(angle) * scaling
-        if head < H:
-            low, high = _halves(low, high, q_weight, half, mask, HALF, q_eps, q_offset, Q_NORM, Q_WEIGHT)
-            target = q_out + head.to(tl.int64) * q_head_stride + token * q_token_stride
-        else:
-            low, high = _halves(low, high, k_weight, half, mask, HALF, k_eps, k_offset, K_NORM, K_WEIGHT)
-            target = keys + (head - H).to(tl.int64) * k_head_stride + row * k_row_stride
-        tl.store(target + half, (low * cos - high * sin).to(q_out.dtype.element_ty), mask=mask)
-        tl.store(target + HALF + half, (high * cos + low * sin).to(q_out.dtype.element_ty), mask=mask)
+        turned = low * cos - high * sin
+        high = high * cos + low * sin
+        low = turned
+    if head < H:
+        target = q_out + head.to(tl.int64) * q_head_stride + token * q_token_stride
+    elif head < H + KV:
+        target = keys + (head - H).to(tl.int64) * k_head_stride + row * k_row_stride
     else:
-        low, high = _halves(low, high, v_weight, half, mask, HALF, v_eps, v_offset, V_NORM, V_WEIGHT)
         target = values + (head - H - KV).to(tl.int64) * v_head_stride + row * v_row_stride
-        tl.store(target + half, low.to(values.dtype.element_ty), mask=mask)
-        tl.store(target + HALF + half, high.to(values.dtype.element_ty), mask=mask)
+    tl.store(target + half, low.to(q_out.dtype.element_ty), mask=mask)
+    tl.store(target + HALF + half, high.to(q_out.dtype.element_ty), mask=mask)
 
 
 def _parts(norm: Norm | None, filler: torch.Tensor) -> tuple[torch.Tensor, float, float, bool, bool]:
@@ -102,6 +127,7 @@ def launch_qk_norm_rope(
     value_is_key: bool,
     attention_scaling: float,
     pdl: bool,
+    ahead: torch.Tensor | None = None,
 ) -> None:
     """Run the Triton kernel (also under the interpreter); arguments as in the entry point, q_out [1, H, T, D] given."""
     _, H, tokens, D = q_out.shape
@@ -110,12 +136,15 @@ def launch_qk_norm_rope(
     k_weight, k_eps, k_offset, k_on, k_has = _parts(k_norm, inv_freq)
     v_weight, v_eps, v_offset, v_on, v_has = _parts(v_norm, inv_freq)
     block = triton.next_power_of_2(D // 2)
-    _qk_norm_rope_kernel[(tokens, H + 2 * KV)](
+    extra = chunks(ahead, AHEAD_BYTES) if tokens == 1 else 0
+    _qk_norm_rope_kernel[(tokens, H + 2 * KV + extra)](
         qkv, q_out, key_cache, value_cache, position, inv_freq, q_weight, k_weight, v_weight,
+        qkv if ahead is None else ahead,
         qkv.shape[-1], q_out.stride(1), q_out.stride(2), key_cache.stride(1), key_cache.stride(2),
         value_cache.stride(1), value_cache.stride(2), capacity, attention_scaling,
         q_eps, q_offset, k_eps, k_offset, v_eps, v_offset, H, KV, D // 2, block, ring, value_is_key,
-        q_on, q_has, k_on, k_has, v_on, v_has, pdl, num_warps=max(1, min(4, block // 64)), **launch_options(pdl),
+        q_on, q_has, k_on, k_has, v_on, v_has, pdl,
+        AHEAD_BYTES if extra else 0, num_warps=max(1, block // 256), **launch_options(pdl),
     )  # fmt: skip
 
 
@@ -135,6 +164,7 @@ def qk_norm_rope_cache_write(
     attention_scaling: float = 1.0,
     q_out: torch.Tensor | None = None,
     pdl: bool = False,
+    ahead: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Norm and rotate q and k, norm v, write k and v into their cache rows; returns q [1, H, T, D].
 
@@ -143,8 +173,9 @@ def qk_norm_rope_cache_write(
     device tensor with one element, the absolute position of the first token; token t stands at position + t and goes
     to row (position + t) % C of a ring (T <= C), else to row position + t, which the caller keeps below C. inv_freq:
     fp32 [D/2].
-    attention_scaling: factor of cos and sin (HF's rope types). Norms may be None. CPU tensors run the torch twin.
-    Raises ValueError when shapes do not fit.
+    attention_scaling: factor of cos and sin (HF's rope types). Norms may be None.
+    ahead: memory that a following kernel reads, requested into L2 meanwhile (only for one token).
+    CPU tensors run the torch twin. Raises ValueError when shapes do not fit.
     """
     _, num_kv_heads, capacity, head_dim = key_cache.shape
     tokens = qkv.numel() // qkv.shape[-1]
@@ -169,6 +200,6 @@ def qk_norm_rope_cache_write(
     launch_qk_norm_rope(
         qkv, key_cache, value_cache, q_out, position=position, inv_freq=inv_freq, ring=ring,
         q_norm=q_norm, k_norm=k_norm, v_norm=v_norm, value_is_key=value_is_key,
-        attention_scaling=attention_scaling, pdl=pdl,
+        attention_scaling=attention_scaling, pdl=pdl, ahead=ahead,
     )  # fmt: skip
     return q_out
