@@ -16,7 +16,7 @@ import triton
 
 
 def provenance() -> dict[str, Any]:
-    """GPU, driver and clocks now, versions, commit, command and date. RUNNER_COMMIT stands in where there is no .git."""
+    """GPU, driver and clocks now, versions, commit, command, date. RUNNER_COMMIT stands in where there is no .git."""
     query = "--query-gpu=driver_version,clocks.sm,clocks.mem,temperature.gpu"
     return dict(
         gpu=torch.cuda.get_device_name(),
