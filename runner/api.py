@@ -160,6 +160,7 @@ class Runner:
             itemsize=settings.dtype.itemsize,
             attention=settings.attention,
             fuse=settings.fuse,
+            pdl=settings.pdl,
             cuda_graph=self._graph_state(),
             routes=tuple(self.swap_report.by_kind().items()),
             ctx_size=settings.ctx_size,

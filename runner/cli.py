@@ -68,8 +68,9 @@ def generate(args: argparse.Namespace, console: Console) -> int:
     with Stopwatch() as imports:
         from runner.api import Runner
         from runner.pipeline import load_source
-    source = load_source(config)
-    tokenizer = source.load_tokenizer()
+    with Stopwatch() as resolving:
+        source = load_source(config)
+        tokenizer = source.load_tokenizer()
     source = dataclasses.replace(
         source, tokenizer_loader=lambda: tokenizer
     )  # building one takes seconds: once is enough
@@ -86,7 +87,7 @@ def generate(args: argparse.Namespace, console: Console) -> int:
 
     with on_interrupt(stream.cancel):
         show(stream, stdout, dummy=tokenizer is None, as_json=args.json)
-    stats = stream.stats.of_process(imports.seconds, ready_s)
+    stats = stream.stats.of_process(imports.seconds, resolving.seconds, ready_s)
     console.say(card(stats))
     if args.json:
         stdout.write(json.dumps(as_document(stream, stats)) + "\n")

@@ -6,6 +6,7 @@ A reader that has closed the pipe ends a run quietly; a full disk is an error.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import signal
@@ -29,6 +30,10 @@ class Stdout:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(
+                errors="replace"
+            )  # a Latin-1 terminal shows ? for what it lacks; that is no reason to die
 
     def write(self, text: str) -> None:
         """Raises ReaderGone if nobody reads any more, RunnerError if the disk is full or the stream otherwise fails."""

@@ -35,6 +35,7 @@ class RunFacts:
     itemsize: int
     attention: str
     fuse: str
+    pdl: bool
     cuda_graph: str
     routes: tuple[tuple[str, str], ...]
     ctx_size: int
@@ -59,6 +60,7 @@ class RunStats:
     dtype: str
     attention: str
     fuse: str
+    pdl: bool
     routes: dict[str, str]
     cuda_graph: str
     ctx_size: int
@@ -70,6 +72,7 @@ class RunStats:
     generated_tokens: int
     startup_s: float | None
     import_s: float | None
+    resolve_s: float | None
     load_s: float | None
     load_gb_per_s: float | None
     compile_s: float | None
@@ -93,13 +96,13 @@ class RunStats:
         """Plain types only, ready for json.dumps."""
         return dataclasses.asdict(self)
 
-    def of_process(self, import_s: float, ready_s: float) -> RunStats:
-        """The same record knowing what only the process's entry can time: its imports, and all until it was ready.
+    def of_process(self, import_s: float, resolve_s: float, ready_s: float) -> RunStats:
+        """The same record knowing what only the process's entry can time: imports, finding the model, all until ready.
 
         Compiling and capturing happen after that, just before the first prefill, and are added.
         """
         startup_s = ready_s + (self.compile_s or 0.0) + (self.capture_s or 0.0)
-        return dataclasses.replace(self, import_s=import_s, startup_s=startup_s)
+        return dataclasses.replace(self, import_s=import_s, resolve_s=resolve_s, startup_s=startup_s)
 
 
 def summarise(facts: RunFacts, times: TokenTimes, finish_reason: str | None, seed: int, replays: int) -> RunStats:
@@ -133,6 +136,7 @@ def summarise(facts: RunFacts, times: TokenTimes, finish_reason: str | None, see
         dtype=facts.dtype,
         attention=facts.attention,
         fuse=facts.fuse,
+        pdl=facts.pdl,
         routes=dict(facts.routes),
         cuda_graph=facts.cuda_graph,
         ctx_size=facts.ctx_size,
@@ -144,6 +148,7 @@ def summarise(facts: RunFacts, times: TokenTimes, finish_reason: str | None, see
         generated_tokens=times.generated,
         startup_s=None,
         import_s=startup.import_s,
+        resolve_s=startup.resolve_s,
         load_s=startup.load_s,
         load_gb_per_s=facts.stored_bytes / 1e9 / startup.load_s if facts.stored_bytes and startup.load_s else None,
         compile_s=startup.compile_s,
@@ -172,7 +177,7 @@ def card(stats: RunStats) -> str:
         rows.append(("weights", "DUMMY: random numbers at the true shape, for speed only; the tokens mean nothing"))
     rows += [
         ("model", f"{stats.model} ({stats.family}), {stats.dtype} on {stats.device}"),
-        ("attention", f"{stats.attention}, fuse {stats.fuse}"),
+        ("attention", f"{stats.attention}, fuse {stats.fuse}, dependent launch {'on' if stats.pdl else 'off'}"),
         *((f"  {kind}", route) for kind, route in stats.routes.items()),
         ("graph", f"{stats.cuda_graph}; replayed {stats.replayed_steps}/{stats.decode_steps} decode steps"),
         (
@@ -213,6 +218,7 @@ def _startup(stats: RunStats) -> str:
     parts = []
     for name, seconds in (
         ("import", stats.import_s),
+        ("resolve", stats.resolve_s),
         ("load", stats.load_s),
         ("compile", stats.compile_s),
         ("capture", stats.capture_s),

@@ -55,6 +55,7 @@ class StartupTimes:
     """What it cost to get ready for the first prompt, in seconds and in order. None: did not happen."""
 
     import_s: float | None = None
+    resolve_s: float | None = None  # config, tokenizer, and the imports they need
     load_s: float | None = None
     compile_s: float | None = None
     capture_s: float | None = None

@@ -103,6 +103,7 @@ def make_facts(**changes) -> RunFacts:
         itemsize=4,
         attention="routed",
         fuse="none",
+        pdl=False,
         cuda_graph="off (cpu)",
         routes=(("sliding", "1 x twin: no GPU"), ("full", "1 x twin: no GPU")),
         ctx_size=4096,

@@ -35,6 +35,13 @@ def test_a_closed_reader_is_no_error_and_a_full_disk_is():
         Stdout(Failing(errno.ENOSPC)).write("x")
 
 
+def test_a_terminal_that_lacks_a_character_shows_a_mark():
+    raw = io.BytesIO()
+    terminal = io.TextIOWrapper(raw, encoding="latin-1")
+    Stdout(terminal).write("für 5 €")
+    assert raw.getvalue() == "für 5 ?".encode("latin-1")
+
+
 def test_a_closed_stderr_does_not_end_the_run():
     Console(stream=Failing(errno.EPIPE)).say("x")
 

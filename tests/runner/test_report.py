@@ -102,11 +102,11 @@ def test_the_card_fits_a_screen_and_says_everything(build_facts):
         peak_memory=3 * 2**30,
         cuda_graph="on",
     )
-    text = card(summarise(facts, TIMES, "length", 1234, 3).of_process(import_s=1.5, ready_s=5.0))
+    text = card(summarise(facts, TIMES, "length", 1234, 3).of_process(import_s=1.5, resolve_s=1.25, ready_s=5.0))
     lines = text.splitlines()
     assert len(lines) <= 24
     for part in (
-        "5.75 s in all, import 1.50 s, load 2.00 s (2.00 GB/s), compile 0.50 s, capture 0.25 s",
+        "5.75 s in all, import 1.50 s, resolve 1.25 s, load 2.00 s (2.00 GB/s), compile 0.50 s, capture 0.25 s",
         "10 prompt + 4 generated, context 4096, batch 1, finish: length, seed 1234",
         "replayed 3/3 decode steps",
         "5.0 tok/s, first token after 2000.0 ms",
