@@ -50,6 +50,9 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", metavar="command", required=True, parser_class=Parser)
     _generate(_parser(commands.add_parser, "generate", help="stream text from a model, then say how fast it was"))
     _info(_parser(commands.add_parser, "info", help="what a model is made of, without loading it; or the known models"))
+    _calibrate(
+        _parser(commands.add_parser, "calibrate", help="measure which attention kernels are fastest on this GPU")
+    )
     return parser
 
 
@@ -75,6 +78,11 @@ def _info(parser: Parser) -> None:
     parser.add_argument("--ctx-size", "-c", *_CTX, type=int, metavar="N", help="context for the KV bytes (4096)")
     parser.add_argument("--device", metavar="D", help="cuda, cuda:1 or cpu: whose attention routes to show")
     parser.add_argument("--dtype", choices=DTYPES, help="of weights and caches in memory (bfloat16)")
+    _output(parser)
+
+
+def _calibrate(parser: Parser) -> None:
+    parser.add_argument("--device", metavar="D", help="cuda or cuda:1 (default cuda)")
     _output(parser)
 
 

@@ -13,12 +13,12 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from models.errors import RunnerError
+from models.errors import RunnerError, UsageError
 from runner.args import parse
+from runner.card import card
 from runner.config import RunConfig, SamplingConfig
 from runner.output import INTERRUPTED, Console, ReaderGone, Stdout, on_interrupt, quieten_libraries
 from runner.prompt_flags import describe_prompt, read_prompt
-from runner.report import card
 from runner.timing import Stopwatch
 
 if TYPE_CHECKING:
@@ -149,7 +149,28 @@ def info(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def calibrate(args: argparse.Namespace, console: Console) -> int:
+    """Measure this GPU's attention routes and keep them for the next runs; stdout gets the file's path."""
+    import torch
+
+    from runner.settings import choose_device
+
+    device = choose_device(args.device or "cuda")
+    if device.type != "cuda":
+        raise UsageError(f"--device {device}: routes are measured on an NVIDIA GPU; a CPU has only one")
+    from kernels.sdpa.calibrate import calibrate as measure
+    from kernels.sdpa.table import user_path
+
+    torch.cuda.set_device(device)
+    table = measure(progress=console.say)
+    path = str(user_path(table.gpu))
+    document = {"gpu": table.gpu, "path": path, "shapes": len(table.rows)}
+    Stdout(sys.stdout).write((json.dumps(document) if args.json else path) + "\n")
+    return 0
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int]] = {
     "generate": generate,
     "info": info,
+    "calibrate": calibrate,
 }

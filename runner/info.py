@@ -13,8 +13,8 @@ from models.load.fill import build_on_meta
 from models.load.resolve import resolve
 from models.load.source import Source
 from models.spec import AttentionSpec
+from runner.card import aligned
 from runner.config import RunConfig
-from runner.report import aligned
 from runner.settings import Settings, choose_settings
 from runner.work import decode_weights
 

@@ -109,6 +109,7 @@ def test_every_field_of_the_configs_has_a_flag():
         (["generate", "--model", "m", "--prompt-tokens", "0"], "--prompt-tokens 0"),
         (["generate", "--model", "m", "--prompt-ids", "1", "--system", "s"], "--system"),
         (["info", "--modle", "m"], "--model"),
+        (["calibrate", "--device", "cpu"], "NVIDIA GPU"),
     ],
     ids=str,
 )

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from models.spec import AttentionSpec, ModelSpec
 from runner import work
-from runner.report import card, peak_host_bytes, summarise
+from runner.card import card
+from runner.report import peak_host_bytes, summarise
 from runner.timing import StartupTimes, Stopwatch, TokenTimes, mean, percentile, stddev
 
 SAMPLES = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30)
