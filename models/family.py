@@ -200,7 +200,8 @@ class Metadata:
         value = self._get(key, default)
         if value is default:
             return [default] * layers
-        values = list(value) if isinstance(value, (list, tuple)) or hasattr(value, "tolist") else [value] * layers
+        values = value.tolist() if hasattr(value, "tolist") else value
+        values = values if isinstance(values, list) else [values] * layers
         if len(values) != layers:
             raise LoadError(f"{self._where}: {self._prefix}{key} has {len(values)} values, expected {layers}")
         if not all(isinstance(v, (int, float)) for v in values):

@@ -76,9 +76,7 @@ def test_a_tied_head_that_is_stored_too(build_tiny_model, saved):
     loaded, _ = load(saved(model, extra=head))
     assert torch.equal(logits(loaded), logits(model))
     head["lm_head.weight"][5, 5] += 1
-    with pytest.raises(
-        LoadError, match=r"embed_tokens.weight: differs from .*: lm_head.weight, to which tie_word_embeddings"
-    ):
+    with pytest.raises(LoadError, match=r"embed_tokens.weight: differs from .*: lm_head.weight, to which"):
         load(saved(model, extra=head))
 
 
