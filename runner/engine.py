@@ -7,6 +7,7 @@ waits for the host, and the host sees each token as soon as it exists.
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Iterator
 
@@ -49,6 +50,8 @@ class Engine:
         """Build the decode step around `sampler`, captured in a CUDA graph if asked for. Falls back loudly."""
         if sampler is self._sampler:
             return
+        if self._sampler is None:
+            self._warm_up_prefill()
         self._sampler = sampler
         step = self._step = DecodeStep(self.lm, sampler, self.device)
         if not self.cuda_graph:
@@ -65,7 +68,17 @@ class Engine:
             self.graph_failure = f"{type(error).__name__}: {str(error).splitlines()[0]}"
             log.warning("CUDA graph capture failed (%s); decoding eagerly", self.graph_failure)
             return
-        self._step, self.warmup_s, self.capture_s = graphed, graphed.warmup_s, graphed.capture_s
+        self._step, self.capture_s = graphed, graphed.capture_s
+        self.warmup_s += graphed.warmup_s
+
+    def _warm_up_prefill(self) -> None:
+        """Prefill one full chunk of nothing, so that compiling kernels and opening cuBLAS count as start-up."""
+        if self.device.type != "cuda":
+            return
+        started = time.perf_counter()
+        self.prefill([0] * min(self.prefill_chunk, self.ctx_size))
+        self.lm.reset()
+        self.warmup_s += time.perf_counter() - started
 
     @torch.inference_mode()
     def prefill(self, ids: list[int]) -> torch.Tensor:
