@@ -145,7 +145,10 @@ class Runner:
             return None, None
         from kernels.ceilings import matmul_rate, read_bandwidth
 
-        return read_bandwidth(self.settings.device), matmul_rate(self.settings.device)
+        measured = read_bandwidth(self.settings.device), matmul_rate(self.settings.device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self.settings.device)  # what measuring took is not the model's
+        return measured
 
     def _facts(self) -> RunFacts:
         settings, engine = self.settings, self.engine
@@ -172,7 +175,7 @@ class Runner:
             peak_memory=peak,
             startup=StartupTimes(
                 load_s=self.load_stats.seconds,
-                compile_s=engine.warmup_s if engine.cuda_graph else None,
+                compile_s=engine.warmup_s if cuda else None,
                 capture_s=engine.capture_s if engine.cuda_graph else None,
             ),
         )
