@@ -7,7 +7,7 @@ from pathlib import Path
 from models.errors import LoadError
 
 PATTERNS = ["*.safetensors", "*.json", "tokenizer*", "*.jinja", "merges.txt", "vocab*"]
-IGNORED = ["original/*", "consolidated*", "*/*"]  # second copies of the weights in other layouts
+IGNORED = ["*/*", "consolidated*"]  # second copies of the weights in other layouts
 
 
 def download(hub_id: str, *, offline: bool = False, revision: str | None = None) -> Path:
@@ -16,41 +16,56 @@ def download(hub_id: str, *, offline: bool = False, revision: str | None = None)
     HF_HOME, HF_TOKEN and HF_HUB_OFFLINE mean what they mean to huggingface_hub. Raises LoadError with a message of its
     own for a gated, an unauthorised, an offline and a non-existent model.
     """
+    import httpx
     from huggingface_hub import constants, errors, snapshot_download
 
     offline = offline or constants.HF_HUB_OFFLINE
     try:
-        return Path(
-            snapshot_download(
-                hub_id, revision=revision, local_files_only=offline, allow_patterns=PATTERNS, ignore_patterns=IGNORED
-            )
+        folder = snapshot_download(
+            hub_id, revision=revision, local_files_only=offline, allow_patterns=PATTERNS, ignore_patterns=IGNORED
         )
-    except errors.GatedRepoError as error:
-        raise LoadError(
-            f"{hub_id}: gated: accept its licence at https://huggingface.co/{hub_id} and set HF_TOKEN"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise LoadError(f"{hub_id}: has no revision {revision!r} (--revision)") from error
-    except errors.RepositoryNotFoundError as error:
-        raise LoadError(
-            f"{hub_id}: does not exist on the hub (or is private: then set HF_TOKEN). Check the spelling, owner/name"
-        ) from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise LoadError(_offline_message(hub_id, offline)) from error
-    except errors.HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
-        if status in (401, 403):
-            raise LoadError(
-                f"{hub_id}: unauthorised ({status}): HF_TOKEN is not valid or lacks access to this model"
-            ) from error
-        raise LoadError(f"{hub_id}: the hub answered {status}: {str(error)[:150]}") from error
     except errors.HFValidationError as error:
         raise LoadError(f"{hub_id}: not a hub id, expected owner/name") from error
-    except OSError as error:  # connection errors and a full disk alike
-        raise LoadError(f"{hub_id}: download failed: {type(error).__name__}: {str(error)[:150]}") from error
+    except (OSError, httpx.HTTPError, errors.XetDownloadError) as error:
+        raise LoadError(f"{hub_id}: {explain(error, hub_id, offline, revision)}") from error
+    return Path(folder)
 
 
-def _offline_message(hub_id: str, offline: bool) -> str:
+def explain(error: BaseException, hub_id: str, offline: bool, revision: str | None) -> str:
+    """What went wrong between us and the hub, and what to do.
+
+    snapshot_download hides most answers of the server behind a LocalEntryNotFoundError, so its cause counts first.
+    """
+    from huggingface_hub import errors
+
+    causes = _chain(error)
+    answer = next((cause for cause in causes if isinstance(cause, errors.HfHubHTTPError)), None)
+    status = getattr(getattr(answer, "response", None), "status_code", None)
+    if isinstance(answer, errors.GatedRepoError):
+        return f"gated: accept its licence at https://huggingface.co/{hub_id} and set HF_TOKEN to your token"
+    if isinstance(answer, errors.RevisionNotFoundError):
+        return f"the model exists but has no revision {revision!r} (--revision)"
+    if isinstance(answer, errors.RepositoryNotFoundError):
+        return (
+            "does not exist on the hub, or is private: check the spelling, or set HF_TOKEN to a token that may read it"
+        )
+    if status in (401, 403):
+        return f"unauthorised ({status}): HF_TOKEN is not valid, or its account may not read this model"
+    if answer is not None:
+        return (
+            f"the hub answered {status} and the model is not in the local cache: try again later, or give a local path"
+        )
     if offline:
-        return f"{hub_id}: offline (--offline or HF_HUB_OFFLINE) and not in the local cache; download it once without"
-    return f"{hub_id}: offline: the hub cannot be reached and the local cache lacks the model; give a local path"
+        return "offline (--offline or HF_HUB_OFFLINE) and not complete in the local cache: download it once without"
+    if any(isinstance(cause, errors.LocalEntryNotFoundError) for cause in causes):
+        return "offline: the hub cannot be reached and the model is not in the local cache: give a local path"
+    return f"download failed: {type(error).__name__}: {str(error)[:150]}"
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        current = current.__cause__ or current.__context__
+    return chain
