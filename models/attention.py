@@ -14,7 +14,7 @@ from torch import nn
 from kernels.sdpa import sdpa
 from kernels.sdpa.route import Route, named_route, route
 from kernels.sdpa.shape import Shape, device_name
-from models.cache import KVCaches
+from models.cache import Chunk, KVCaches, LayerCache
 from models.spec import AttentionSpec
 
 
@@ -43,6 +43,28 @@ def decode_route(
     return route(shape) if name is None else named_route(name, shape)
 
 
+def attend_token(query: torch.Tensor, cache: LayerCache, spec: AttentionSpec, name: str | None) -> torch.Tensor:
+    """One query [1, H, 1, D] over everything the cache holds, this token included -> [1, H, 1, D]."""
+    assert cache.cursor is not None
+    return sdpa(
+        query, cache.keys, cache.values, scale=spec.scale, enable_gqa=True, kv_len=cache.cursor.kv_len, route=name
+    )
+
+
+def attend_chunk(query: torch.Tensor, chunk: Chunk, spec: AttentionSpec, name: str | None) -> torch.Tensor:
+    """The queries [1, H, T, D] of a prefill chunk over the rows they see -> [1, H, T, D]."""
+    return sdpa(
+        query,
+        chunk.keys,
+        chunk.values,
+        is_causal=True,
+        scale=spec.scale,
+        enable_gqa=True,
+        window=spec.window,
+        route=None if name == "splitk" else name,  # forcing split-K is about decode; it cannot serve a long chunk
+    )
+
+
 class RoutedAttention(nn.Module):
     """One attention layer over a LayerCache. `route` forces a kernel by name; None lets the router choose."""
 
@@ -69,8 +91,15 @@ class RoutedAttention(nn.Module):
         T == 1 reads its position from the device (`KVCaches.begin_decode`), T > 1 from the host (`KVCaches.length`).
         """
         query, key, value = self._heads(hidden_states, *position_embeddings)
-        attend = self._attend_token if hidden_states.shape[1] == 1 else self._attend_chunk
-        context = attend(query, key, value)  # [1, H, T, D]
+        if hidden_states.shape[1] == 1:
+            self.cache.write_token(key, value)
+            context = attend_token(query, self.cache, self.spec, self.route)
+        else:
+            chunk = self.cache.open_chunk(self.caches.length, hidden_states.shape[1])
+            chunk.keys[:, :, chunk.first_row :] = key
+            chunk.values[:, :, chunk.first_row :] = value
+            context = attend_chunk(query, chunk, self.spec, self.route)
+            self.cache.close_chunk(chunk)
         return self.o_proj(context.transpose(1, 2).flatten(2)), None
 
     def _heads(self, hidden_states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -82,32 +111,3 @@ class RoutedAttention(nn.Module):
         query = apply_rope(self.q_norm(query), cos, sin)
         key = apply_rope(self.k_norm(key), cos, sin)
         return query, key, self.v_norm(value)
-
-    def _attend_token(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        cache = self.cache
-        cache.write_token(key, value)
-        assert cache.cursor is not None
-        return sdpa(
-            query,
-            cache.keys,
-            cache.values,
-            scale=self.spec.scale,
-            enable_gqa=True,
-            kv_len=cache.cursor.kv_len,
-            route=self.route,
-        )
-
-    def _attend_chunk(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        keys, values = self.cache.extend(self.caches.length, key, value)
-        # A forced split-K is about decode; it cannot serve a long chunk.
-        route = None if self.route == "splitk" else self.route
-        return sdpa(
-            query,
-            keys,
-            values,
-            is_causal=True,
-            scale=self.spec.scale,
-            enable_gqa=True,
-            window=self.spec.window,
-            route=route,
-        )

@@ -26,6 +26,17 @@ class DecodeCursor:
     kv_len: torch.Tensor  # int32 [1], rows that are valid once this token is written
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """Keys and values [1, K, rows, D] that the queries of a prefill chunk see; its own start at `first_row`."""
+
+    start: int
+    count: int
+    keys: torch.Tensor
+    values: torch.Tensor
+    first_row: int
+
+
 class LayerCache:
     """Keys and values of one attention layer, [1, K, capacity, D] each.
 
@@ -52,30 +63,31 @@ class LayerCache:
         self.keys.index_copy_(2, self.cursor.row, key)
         self.values.index_copy_(2, self.cursor.row, value)
 
-    def extend(self, start: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store positions [start, start + T), [1, K, T, D] each, and return all rows that those T queries may see.
+    def open_chunk(self, start: int, count: int) -> Chunk:
+        """Rows for positions [start, start + count) of a prefill, behind all earlier rows that its queries may see.
 
-        The returned rows are in order of position and end with the new ones, so that a causal (and windowed) mask
-        aligned bottom-right is the right one.
+        The rows are in order of position, so that a causal (and windowed) mask aligned bottom-right is the right one.
+        The caller writes the new rows; `close_chunk` keeps them. A flat cache hands out its own memory.
         """
         if self.window is None:
-            end = start + key.shape[2]
-            self.keys[:, :, start:end] = key
-            self.values[:, :, start:end] = value
-            return self.keys[:, :, :end], self.values[:, :, :end]
-        seen = self._visible(self.keys, start, key), self._visible(self.values, start, value)
-        rows = self._rows(start, key.shape[2], key.device)
-        self.keys.index_copy_(2, rows, key[:, :, -rows.shape[0] :])
-        self.values.index_copy_(2, rows, value[:, :, -rows.shape[0] :])
-        return seen
-
-    def _visible(self, ring: torch.Tensor, start: int, new: torch.Tensor) -> torch.Tensor:
-        """Rows of earlier positions that the first new query still sees, in order of position, then the new rows."""
-        assert self.window is not None
+            end = start + count
+            return Chunk(start, count, self.keys[:, :, :end], self.values[:, :, :end], first_row=start)
         past = min(start, self.window - 1)
-        if past == 0:
-            return new
-        return torch.cat([ring.index_select(2, self._rows(start - past, past, new.device)), new], dim=2)
+        shape = (1, self.keys.shape[1], past + count, self.keys.shape[3])
+        keys, values = self.keys.new_empty(shape), self.values.new_empty(shape)
+        if past:
+            rows = self._rows(start - past, past, self.keys.device)
+            keys[:, :, :past] = self.keys.index_select(2, rows)
+            values[:, :, :past] = self.values.index_select(2, rows)
+        return Chunk(start, count, keys, values, first_row=past)
+
+    def close_chunk(self, chunk: Chunk) -> None:
+        """Keep the chunk's new rows: of more than a ring holds, the last ones."""
+        if self.window is None:
+            return
+        rows = self._rows(chunk.start, chunk.count, self.keys.device)
+        self.keys.index_copy_(2, rows, chunk.keys[:, :, -rows.shape[0] :])
+        self.values.index_copy_(2, rows, chunk.values[:, :, -rows.shape[0] :])
 
     def _rows(self, start: int, count: int, device: torch.device) -> torch.Tensor:
         """Row numbers of positions [start, start + count); of more positions than the ring holds, the last ones."""
@@ -115,7 +127,7 @@ class KVCaches:
         return sum(cache.nbytes for cache in self.layers)
 
     def begin_decode(self, position: torch.Tensor) -> None:
-        """Set every layer's cursor for one token at `position` (int64 [1] on the device); no host sync."""
+        """Set the device's clock to `position` (int64 [1] on the device), and every layer's cursor; no host sync."""
         self.position.copy_(position)
         for capacity, cursor in self._cursors.items():
             torch.remainder(position, capacity, out=cursor.row)

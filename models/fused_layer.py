@@ -1,4 +1,4 @@
-"""A decoder layer that decodes one token in few launches, around the Hugging Face layer that does everything else.
+"""A decoder layer in few launches, on the weights of the Hugging Face layer that it stands for.
 
 Per token (Gemma, with norms on both sides of a block):
 
@@ -12,7 +12,7 @@ Per token (Gemma, with norms on both sides of a block):
     h   = (h + norm(d)) * layer_scalar              sandwich
 
 A family without norms behind its blocks (Qwen3) adds the residual in the epilogue of the two matvecs instead of the
-sandwiches. Inputs longer than one token run the Hugging Face layer itself, on the same weights.
+sandwiches. Prefill takes the same way with matrix products (cuBLAS) in place of the matvecs and norms before them.
 """
 
 from __future__ import annotations
@@ -24,12 +24,11 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from kernels.gated import Activation
-from kernels.matvec import DenseWeight, Weight, matvec, matvec_gated
-from kernels.norm import Norm, sandwich
+from kernels.gated import Activation, gated
+from kernels.matvec import DenseWeight, Weight, matmul, matvec, matvec_gated
+from kernels.norm import Norm, rms_norm, sandwich
 from kernels.rope import qk_norm_rope_cache_write
-from kernels.sdpa import sdpa
-from models.attention import RoutedAttention
+from models.attention import RoutedAttention, attend_chunk, attend_token
 from models.packing import packed
 from models.spec import LayerKind
 
@@ -116,54 +115,81 @@ class FusedDecoderLayer(nn.Module):
             rope=self._ropes[0].rope(attention.spec.kind),
         )
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """[1, T, hidden] -> [1, T, hidden]. T == 1 reads its position from the caches' device cursor."""
-        if hidden_states.shape[1] == 1:
-            return self._decode(hidden_states)
-        return self.hf(hidden_states, *args, **kwargs)
-
-    def _decode(self, h: torch.Tensor) -> torch.Tensor:
-        parts, pdl = self.parts, self.pdl
-        qkv = matvec(parts.qkv, h, norm=parts.attention_norm, pdl=pdl)
-        context = self._attend(qkv)
+    def forward(self, hidden_states: torch.Tensor, *_hf_arguments: Any, **_unused: Any) -> torch.Tensor:
+        """[1, T, hidden] -> [1, T, hidden] at the caches' current positions (see RoutedAttention.forward)."""
+        parts, h = self.parts, hidden_states
+        qkv = self._project(parts.qkv, h, parts.attention_norm)
+        context = self._attend_token(qkv) if h.shape[1] == 1 else self._attend_chunk(qkv)
         h = self._join(h, parts.o, context, parts.after_attention, scalar=None)
-        a = matvec_gated(parts.gate_up, h, activation=self.recipe.activation, norm=parts.mlp_norm, pdl=pdl)
+        a = self._gate(h)
         return self._join(h, parts.down, a, parts.after_mlp, scalar=parts.scalar)
 
-    def _attend(self, qkv: torch.Tensor) -> torch.Tensor:
-        """Attention over the cache with this token in it: packed q|k|v [1, 1, N] -> context [1, 1, H * D]."""
-        parts, attention = self.parts, self.hf.self_attn
-        spec, cache = attention.spec, attention.cache
-        query = qk_norm_rope_cache_write(
-            qkv,
-            cache.keys,
-            cache.values,
-            position=attention.caches.position,
-            inv_freq=parts.rope.inv_freq,
-            num_heads=spec.num_heads,
-            ring=spec.window is not None,
-            q_norm=parts.q_norm,
-            k_norm=parts.k_norm,
-            v_norm=parts.v_norm,
-            value_is_key=spec.value_is_key,
-            attention_scaling=parts.rope.attention_scaling,
-            pdl=self.pdl,
-        )
-        context = sdpa(
-            query,
-            cache.keys,
-            cache.values,
-            scale=spec.scale,
-            enable_gqa=True,
-            kv_len=cache.cursor.kv_len,
-            route=attention.route,
-        )
-        return context.view(1, 1, -1)  # L_q == 1: [1, H, 1, D] is [H * D] in memory
+    def _project(self, weight: Weight, x: torch.Tensor, norm: Norm | None) -> torch.Tensor:
+        """W norm(x): one vector goes through the matvec, norm in its prologue; more go through the matrix product."""
+        if x.shape[1] == 1:
+            return matvec(weight, x, norm=norm, pdl=self.pdl)
+        return matmul(weight, x if norm is None else rms_norm(x, norm))
+
+    def _gate(self, h: torch.Tensor) -> torch.Tensor:
+        """act(W_gate norm(h)) * (W_up norm(h))."""
+        parts, activation = self.parts, self.recipe.activation
+        if h.shape[1] == 1:
+            return matvec_gated(parts.gate_up, h, activation=activation, norm=parts.mlp_norm, pdl=self.pdl)
+        return gated(self._project(parts.gate_up, h, parts.mlp_norm), activation=activation)
 
     def _join(
         self, h: torch.Tensor, weight: Weight, x: torch.Tensor, post: Norm | None, scalar: torch.Tensor | None
     ) -> torch.Tensor:
         """The end of a block: (h + post(W x)) * scalar."""
-        if post is None and scalar is None:
+        if post is None and scalar is None and h.shape[1] == 1:
             return matvec(weight, x, residual=h, pdl=self.pdl)
-        return sandwich(h, matvec(weight, x, pdl=self.pdl), post=post, scalar=scalar, pdl=self.pdl)[0]
+        return sandwich(h, self._project(weight, x, None), post=post, scalar=scalar, pdl=self._pdl_for(h))[0]
+
+    def _attend_token(self, qkv: torch.Tensor) -> torch.Tensor:
+        """Attention over the cache with this token in it: packed q|k|v [1, 1, N] -> context [1, 1, H * D]."""
+        attention = self.hf.self_attn
+        spec, cache = attention.spec, attention.cache
+        query = self._rotate(qkv, cache.keys, cache.values, ring=spec.window is not None)
+        # L_q == 1: [1, H, 1, D] is [H * D] in memory
+        return attend_token(query, cache, spec, attention.route).view(1, 1, -1)
+
+    def _attend_chunk(self, qkv: torch.Tensor) -> torch.Tensor:
+        """Attention of a prefill chunk: packed q|k|v [1, T, N] -> context [1, T, H * D]."""
+        attention = self.hf.self_attn
+        chunk = attention.cache.open_chunk(attention.caches.length, qkv.shape[1])
+        query = self._rotate(qkv, chunk.keys, chunk.values, first_row=chunk.first_row)
+        context = attend_chunk(query, chunk, attention.spec, attention.route)
+        attention.cache.close_chunk(chunk)
+        return context.transpose(1, 2).flatten(2)
+
+    def _rotate(
+        self,
+        qkv: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        *,
+        ring: bool = False,
+        first_row: int | None = None,
+    ) -> torch.Tensor:
+        """Norms and RoPE of packed q|k|v; writes the keys and values to their rows, returns the query [1, H, T, D]."""
+        parts, attention = self.parts, self.hf.self_attn
+        return qk_norm_rope_cache_write(
+            qkv,
+            keys,
+            values,
+            position=attention.caches.position,
+            inv_freq=parts.rope.inv_freq,
+            num_heads=attention.spec.num_heads,
+            ring=ring,
+            first_row=first_row,
+            q_norm=parts.q_norm,
+            k_norm=parts.k_norm,
+            v_norm=parts.v_norm,
+            value_is_key=attention.spec.value_is_key,
+            attention_scaling=parts.rope.attention_scaling,
+            pdl=self._pdl_for(qkv),
+        )
+
+    def _pdl_for(self, x: torch.Tensor) -> bool:
+        """Dependent launch chains the decode step's kernels; between a prefill's matrix products it hides nothing."""
+        return self.pdl and x.shape[1] == 1

@@ -1,7 +1,7 @@
 """Swaps at layer level: every decoder layer, the final norm and the head become their fused forms.
 
-The Hugging Face model's own loop still runs them, so there is one forward; what it computes once a token for all layers
-(rotary angles) is skipped where no layer asks for it.
+The Hugging Face model's own loop still runs them, so there is one forward; the rotary angles that it computes for all
+layers are skipped, since no fused layer asks for them.
 """
 
 from __future__ import annotations
@@ -60,15 +60,15 @@ class FusedHead(nn.Module):
         return nn.functional.linear(hidden_states, self.weight)
 
 
-class PrefillRotary(nn.Module):
-    """Hugging Face's rotary embedding for prefill only: fused layers take their angles from the device position."""
+class UnusedRotary(nn.Module):
+    """Stands for Hugging Face's rotary embedding: fused layers take their angles from the device position instead."""
 
     def __init__(self, hf_rotary: Any):
         super().__init__()
         self.hf = hf_rotary
 
-    def forward(self, x: torch.Tensor, position_ids: torch.Tensor, *args: Any) -> Any:
-        return None if position_ids.shape[-1] == 1 else self.hf(x, position_ids, *args)
+    def forward(self, *_unused: Any) -> None:
+        return None
 
     def rope(self, kind: LayerKind) -> Rope:
         """Frequencies and scaling of one layer kind; a model with one kind of layers keeps them without a prefix."""
@@ -87,14 +87,13 @@ def fuse_layers(model: Any, family: Family, spec: ModelSpec, *, pdl: bool) -> Sw
     offset = 1.0 if family.unit_offset_norms else 0.0
     recipe = LayerRecipe(ACTIVATIONS[family.activation], offset, family.sandwich_norms)
     body = model.model
-    body.rotary_emb = PrefillRotary(body.rotary_emb)
+    body.rotary_emb = UnusedRotary(body.rotary_emb)
     rows = []
     for index, attention in enumerate(spec.layers):
         old = body.layers[index]
         body.layers[index] = FusedDecoderLayer(old, recipe, body.rotary_emb, pdl=pdl)
-        rows.append(
-            SwapRow(index, attention.kind, "layer", type(old).__name__, "FusedDecoderLayer", "matvec bf16", "T == 1")
-        )
+        why = "one token at a time; prefill through cuBLAS"
+        rows.append(SwapRow(index, attention.kind, "layer", type(old).__name__, "FusedDecoderLayer", "matvec", why))
     body.norm = FusedNorm(body.norm, offset)
     model.lm_head = FusedHead(model.lm_head, pdl=pdl)
     return SwapReport(tuple(rows))

@@ -50,8 +50,7 @@ class RoutedLM:
     def prefill(self, ids: torch.Tensor, keep: int) -> torch.Tensor:
         start, count = self.caches.length, ids.shape[1]
         positions = torch.arange(start, start + count, device=ids.device)
-        if count == 1:
-            self.caches.begin_decode(positions)
+        self.caches.begin_decode(positions[:1])
         logits = self._forward(ids, positions, keep)
         self.caches.length += count
         return logits

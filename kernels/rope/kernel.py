@@ -36,8 +36,9 @@ def _gain(weight, offset, half, mask, HALF: tl.constexpr, WEIGHT: tl.constexpr):
 def _qk_norm_rope_kernel(
     qkv, q_out, keys, values, position, inv_freq, q_weight, k_weight, v_weight, ahead,
     row_stride, q_head_stride, q_token_stride, k_head_stride, k_row_stride, v_head_stride, v_row_stride,
-    capacity, scaling, q_eps, q_offset, k_eps, k_offset, v_eps, v_offset,
+    capacity, first_row, scaling, q_eps, q_offset, k_eps, k_offset, v_eps, v_offset,
     H: tl.constexpr, KV: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, RING: tl.constexpr,
+    ROW_GIVEN: tl.constexpr,
     VALUE_IS_KEY: tl.constexpr, Q_NORM: tl.constexpr, Q_WEIGHT: tl.constexpr, K_NORM: tl.constexpr,
     K_WEIGHT: tl.constexpr, V_NORM: tl.constexpr, V_WEIGHT: tl.constexpr, PDL: tl.constexpr,
     AHEAD: tl.constexpr,
@@ -86,6 +87,8 @@ def _qk_norm_rope_kernel(
     row = at
     if RING:
         row = at % capacity
+    if ROW_GIVEN:
+        row = first_row + token
     if head < H + KV:
         angle = at.to(tl.float32) * freq
         cos = tl.cos(angle) * scaling
@@ -128,6 +131,7 @@ def launch_qk_norm_rope(
     attention_scaling: float,
     pdl: bool,
     ahead: torch.Tensor | None = None,
+    first_row: int | None = None,
 ) -> None:
     """Run the Triton kernel (also under the interpreter); arguments as in the entry point, q_out [1, H, T, D] given."""
     _, H, tokens, D = q_out.shape
@@ -141,8 +145,9 @@ def launch_qk_norm_rope(
         qkv, q_out, key_cache, value_cache, position, inv_freq, q_weight, k_weight, v_weight,
         qkv if ahead is None else ahead,
         qkv.shape[-1], q_out.stride(1), q_out.stride(2), key_cache.stride(1), key_cache.stride(2),
-        value_cache.stride(1), value_cache.stride(2), capacity, attention_scaling,
-        q_eps, q_offset, k_eps, k_offset, v_eps, v_offset, H, KV, D // 2, block, ring, value_is_key,
+        value_cache.stride(1), value_cache.stride(2), capacity, first_row or 0, attention_scaling,
+        q_eps, q_offset, k_eps, k_offset, v_eps, v_offset, H, KV, D // 2, block, ring, first_row is not None,
+        value_is_key,
         q_on, q_has, k_on, k_has, v_on, v_has, pdl,
         AHEAD_BYTES if extra else 0, num_warps=max(1, block // 256), **launch_options(pdl),
     )  # fmt: skip
@@ -165,14 +170,15 @@ def qk_norm_rope_cache_write(
     q_out: torch.Tensor | None = None,
     pdl: bool = False,
     ahead: torch.Tensor | None = None,
+    first_row: int | None = None,
 ) -> torch.Tensor:
     """Norm and rotate q and k, norm v, write k and v into their cache rows; returns q [1, H, T, D].
 
     qkv [..., (H + 2 KV) D] contiguous, T rows in all: packed q | k | v heads; with value_is_key [..., (H + KV) D] and
     v is the raw k. key_cache, value_cache [1, KV, C, D] of one dtype with q, last stride 1. position: int32/int64
     device tensor with one element, the absolute position of the first token; token t stands at position + t and goes
-    to row (position + t) % C of a ring (T <= C), else to row position + t, which the caller keeps below C. inv_freq:
-    fp32 [D/2].
+    to row (position + t) % C of a ring (T <= C), else to row position + t, which the caller keeps below C; or, with
+    first_row (host side, for prefill into a buffer of its own), to row first_row + t. inv_freq: fp32 [D/2].
     attention_scaling: factor of cos and sin (HF's rope types). Norms may be None.
     ahead: memory that a following kernel reads, requested into L2 meanwhile (only for one token).
     CPU tensors run the torch twin. Raises ValueError when shapes do not fit.
@@ -184,7 +190,8 @@ def qk_norm_rope_cache_write(
         raise ValueError(
             f"qk_norm_rope_cache_write: qkv {tuple(qkv.shape)} must be contiguous rows of {heads} heads x {head_dim}"
         )
-    if key_cache.shape != value_cache.shape or (ring and tokens > capacity) or inv_freq.numel() * 2 != head_dim:
+    beyond = (ring and tokens > capacity) or (first_row is not None and first_row + tokens > capacity)
+    if key_cache.shape != value_cache.shape or beyond or inv_freq.numel() * 2 != head_dim:
         raise ValueError(
             f"qk_norm_rope_cache_write: caches {tuple(key_cache.shape)} and {tuple(value_cache.shape)}, {tokens} "
             f"tokens and {inv_freq.numel()} inverse frequencies do not fit together"
@@ -193,13 +200,13 @@ def qk_norm_rope_cache_write(
         return reference.qk_norm_rope_cache_write(
             qkv, key_cache, value_cache, position=position, inv_freq=inv_freq, num_heads=num_heads, ring=ring,
             q_norm=q_norm, k_norm=k_norm, v_norm=v_norm, value_is_key=value_is_key,
-            attention_scaling=attention_scaling, q_out=q_out,
+            attention_scaling=attention_scaling, q_out=q_out, first_row=first_row,
         )  # fmt: skip
     if q_out is None:
         q_out = qkv.new_empty((1, num_heads, tokens, head_dim))
     launch_qk_norm_rope(
         qkv, key_cache, value_cache, q_out, position=position, inv_freq=inv_freq, ring=ring,
         q_norm=q_norm, k_norm=k_norm, v_norm=v_norm, value_is_key=value_is_key,
-        attention_scaling=attention_scaling, pdl=pdl, ahead=ahead,
+        attention_scaling=attention_scaling, pdl=pdl, ahead=ahead, first_row=first_row,
     )  # fmt: skip
     return q_out

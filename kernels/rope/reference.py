@@ -36,6 +36,7 @@ def qk_norm_rope_cache_write(
     q_out: torch.Tensor | None = None,
     pdl: bool = False,
     ahead: torch.Tensor | None = None,
+    first_row: int | None = None,
 ) -> torch.Tensor:
     """Twin of kernels.rope.qk_norm_rope_cache_write."""
     _, num_kv_heads, capacity, head_dim = key_cache.shape
@@ -48,6 +49,8 @@ def qk_norm_rope_cache_write(
     k = rotate(k.float() if k_norm is None else normalise(k, k_norm), positions, inv_freq, attention_scaling)
     v = v.float() if v_norm is None else normalise(v, v_norm)
     rows = positions % capacity if ring else positions
+    if first_row is not None:
+        rows = first_row + torch.arange(tokens, device=qkv.device)
     key_cache[0][:, rows] = k.transpose(0, 1).to(key_cache.dtype)
     value_cache[0][:, rows] = v.transpose(0, 1).to(value_cache.dtype)
     if q_out is None:

@@ -33,19 +33,26 @@ def _case(name: str, tokens: int, dtype: torch.dtype) -> tuple[torch.Tensor, tor
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    ("tokens", "position", "ring"), [(1, 0, True), (1, 15, False), (1, 100_003, True), (5, 29, True)]
+    ("tokens", "position", "place"),
+    [
+        (1, 0, dict(ring=True)),
+        (1, 15, dict(ring=False)),
+        (1, 100_003, dict(ring=True)),
+        (5, 29, dict(ring=True)),
+        (6, 1000, dict(ring=False, first_row=9)),
+    ],
 )
 @pytest.mark.parametrize("name", SHAPES)
-def test_kernel(name: str, tokens: int, position: int, ring: bool, dtype: torch.dtype) -> None:
+def test_kernel(name: str, tokens: int, position: int, place: dict, dtype: torch.dtype) -> None:
     H = SHAPES[name][0]
     qkv, keys, values, options = _case(name, tokens, dtype)
     at = torch.tensor([position], device=DEVICE, dtype=torch.int64)
     expected_k, expected_v = keys.clone(), values.clone()
     expected = reference.qk_norm_rope_cache_write(
-        qkv, expected_k, expected_v, position=at, num_heads=H, ring=ring, **options
+        qkv, expected_k, expected_v, position=at, num_heads=H, **place, **options
     )
     q = torch.full_like(expected, float("nan"))
-    launch_qk_norm_rope(qkv, keys, values, q, position=at, ring=ring, pdl=False, **options)
+    launch_qk_norm_rope(qkv, keys, values, q, position=at, **place, pdl=False, **options)
     tolerance = 2e-5 if dtype == torch.float32 else 3e-2
     for found, wanted in ((q, expected), (keys, expected_k), (values, expected_v)):
         torch.testing.assert_close(found.float(), wanted.float(), rtol=tolerance, atol=tolerance)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.cache import KVCaches
+from models.cache import Chunk, KVCaches, LayerCache
 from models.spec import AttentionSpec, ModelSpec
 
 WINDOW, CTX, HEADS, DIM = 5, 23, 2, 4
@@ -27,6 +27,14 @@ def caches() -> KVCaches:
     return made
 
 
+def extend(cache: LayerCache, start: int, keys: torch.Tensor, values: torch.Tensor) -> Chunk:
+    chunk = cache.open_chunk(start, keys.shape[2])
+    chunk.keys[:, :, chunk.first_row :] = keys
+    chunk.values[:, :, chunk.first_row :] = values
+    cache.close_chunk(chunk)
+    return chunk
+
+
 def history(count: int) -> torch.Tensor:
     return torch.randn(1, HEADS, count, DIM, generator=torch.Generator().manual_seed(0))
 
@@ -37,12 +45,11 @@ def test_prefill_sees_exactly_its_window(chunks):
     start = 0
     for count in chunks:
         new = keys[:, :, start : start + count]
-        sliding, _ = made.layers[0].extend(start, new, -new)
-        full_keys, full_values = made.layers[1].extend(start, new, -new)
+        sliding, full = (extend(cache, start, new, -new) for cache in made.layers)
         end = start + count
-        assert torch.equal(sliding, keys[:, :, max(0, start - WINDOW + 1) : end])
-        assert torch.equal(full_keys, keys[:, :, :end])
-        assert torch.equal(full_values, -keys[:, :, :end])
+        assert torch.equal(sliding.keys, keys[:, :, max(0, start - WINDOW + 1) : end])
+        assert torch.equal(full.keys, keys[:, :, :end])
+        assert torch.equal(full.values, -keys[:, :, :end])
         start = end
 
 
@@ -51,7 +58,7 @@ def test_decode_reads_the_last_window_rows(prefilled):
     made, keys = caches(), history(CTX)
     if prefilled:
         for cache in made.layers:
-            cache.extend(0, keys[:, :, :prefilled], keys[:, :, :prefilled])
+            extend(cache, 0, keys[:, :, :prefilled], keys[:, :, :prefilled])
     for position in range(prefilled, CTX):
         made.begin_decode(torch.tensor([position]))
         token = keys[:, :, position : position + 1]
