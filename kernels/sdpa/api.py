@@ -50,7 +50,7 @@ def sdpa(
 
     Returns [B, H, L_q, D] in the query's dtype. Raises ValueError, naming the shapes, for a call that is not like this.
     """
-    check_call(query, key, value, attn_mask, dropout_p, kv_len, window, out)
+    check_call(query, key, value, attn_mask, dropout_p, kv_len, window, out, scale)
     if torch.compiler.is_compiling():
         from kernels.sdpa.ops import compiled_sdpa
 
@@ -162,7 +162,7 @@ def sdpa_standard(
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """sdpa on the standard (flash) kernel: any L_q, head_dim a multiple of 16 up to 512. Arguments, errors as sdpa."""
-    check_call(query, key, value, attn_mask, dropout_p, kv_len, window, out)
+    check_call(query, key, value, attn_mask, dropout_p, kv_len, window, out, scale)
     check_standard(query, key)
     return sdpa(
         query, key, value, attn_mask, 0.0, is_causal, scale, kv_len=kv_len, window=window, route="standard", out=out
@@ -185,7 +185,7 @@ def sdpa_decode_splitk(
     workspace: SplitKWorkspace | None = None,
 ) -> torch.Tensor:
     """sdpa on the split-K kernel for one query: L_q == 1, head_dim a power of two up to 512. Arguments as sdpa."""
-    check_call(query, key, value, attn_mask, dropout_p, kv_len, window, out)
+    check_call(query, key, value, attn_mask, dropout_p, kv_len, window, out, scale)
     check_splitk(query, key, max_queries=1)
     return sdpa_splitk(
         query, key, value, attn_mask, is_causal, scale, kv_len=kv_len, window=window, out=out, workspace=workspace
@@ -206,7 +206,7 @@ def sdpa_splitk(
     workspace: SplitKWorkspace | None = None,
 ) -> torch.Tensor:
     """sdpa on the split-K kernel for 1 to 8 queries, as the verification of drafted tokens needs. Arguments as sdpa."""
-    check_call(query, key, value, attn_mask, 0.0, kv_len, window, out)
+    check_call(query, key, value, attn_mask, 0.0, kv_len, window, out, scale)
     check_splitk(query, key, max_queries=SPLITK_MAX_QUERIES)
     return sdpa(
         query,
@@ -238,7 +238,8 @@ def splitk_workspace(shape: Shape, device: torch.device, config: SplitKConfig | 
         fallback = default_config("splitk", shape)
         assert isinstance(fallback, SplitKConfig)
         config = fallback
-    return make_workspace(shape.B * shape.K, shape.L_q * shape.group, shape.D, config, device)
+    dtype = getattr(torch, shape.dtype)
+    return make_workspace(shape.B * shape.K, shape.L_q * shape.group, shape.D, dtype, config, device)
 
 
 def call_shape(

@@ -24,6 +24,7 @@ def check_call(
     kv_len: int | torch.Tensor | None,
     window: int | None,
     out: torch.Tensor | None,
+    scale: float | None = None,
 ) -> None:
     """Raise ValueError, naming the shapes, unless these arguments make a valid call (see kernels.sdpa.sdpa)."""
     shapes = _describe(query, key, value)
@@ -52,6 +53,8 @@ def check_call(
         )
     if dropout_p != 0.0:
         raise ValueError(f"sdpa is for inference: dropout_p must be 0.0, found {dropout_p} ({shapes})")
+    if scale is not None and not scale > 0.0:
+        raise ValueError(f"sdpa needs scale > 0, found {scale} ({shapes})")
     if window is not None and window < 1:
         raise ValueError(f"sdpa needs window >= 1 or None, found {window} ({shapes})")
     _check_kv_len(kv_len, L_kv, query.device, shapes)

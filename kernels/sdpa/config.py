@@ -12,8 +12,10 @@ class SplitKConfig:
 
     The grid holds about `programs_per_sm` programs for each multiprocessor, whatever the buffer's length; a split never
     takes fewer than `min_rows` rows. `reduce`: "fused" merges the splits in the last `reducers` blocks that arrive at
-    a head (1 = the last one alone), "apart" in a second kernel. `dependent` launches with programmatic dependent launch
-    (SM90+): the kernel then waits for its predecessor itself.
+    a head (1 = the last one alone), "apart" in a second kernel of programs with `merge_columns` columns each, which
+    `overlap` lets start early. `narrow` keeps partial results in the dtype of the call instead of fp32. `dependent`
+    lets the kernel itself start before its predecessor has ended, and wait for it. Both need SM90 (programmatic
+    dependent launch).
     """
 
     block_n: int = 32
@@ -23,6 +25,9 @@ class SplitKConfig:
     min_rows: int = 32
     reduce: Literal["fused", "apart"] = "fused"
     reducers: int = 1
+    merge_columns: int = 64
+    overlap: bool = False
+    narrow: bool = False
     dependent: bool = False
 
 

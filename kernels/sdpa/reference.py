@@ -26,7 +26,7 @@ def sdpa_reference(
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The plain-torch twin of kernels.sdpa.sdpa, with its arguments, errors and result [B, H, L_q, D]."""
-    check_call(query, key, value, attn_mask, dropout_p, kv_len, window, out)
+    check_call(query, key, value, attn_mask, dropout_p, kv_len, window, out, scale)
     B, H, L_q, D = query.shape
     K = key.shape[1]
     filled: int | torch.Tensor

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +20,9 @@ INTERPRETED_SMS = 8  # the interpreter has no multiprocessors; a small grid keep
 class SplitKWorkspace:
     """Partial results of one launch, and the arrival counters, which are zero between launches.
 
-    part fp32 [B * K, max_splits, L_q * G, D], lse fp32 [B * K, max_splits, L_q * G] (base-2 log of the weights' sum),
-    arrivals int32 [B * K, 2]. It serves one stream at a time.
+    part [B * K, max_splits, L_q * G, D] (fp32, or the dtype of the call: SplitKConfig.narrow), lse fp32
+    [B * K, max_splits, L_q * G] (base-2 log of the weights' sum), arrivals int32 [B * K, 2]. It serves one stream at a
+    time.
     """
 
     part: torch.Tensor
@@ -41,11 +41,13 @@ def max_splits(heads: int, config: SplitKConfig, device: torch.device) -> int:
     return max(1, min(MAX_SPLITS, sm_count(device) * config.programs_per_sm // heads))
 
 
-def make_workspace(heads: int, rows: int, head_dim: int, config: SplitKConfig, device: torch.device) -> SplitKWorkspace:
-    """A fresh workspace for `heads` = B * K key-value heads with `rows` = L_q * H / K query rows each."""
+def make_workspace(
+    heads: int, rows: int, head_dim: int, dtype: torch.dtype, config: SplitKConfig, device: torch.device
+) -> SplitKWorkspace:
+    """A fresh workspace for `heads` = B * K key-value heads with `rows` = L_q * H / K query rows each, of `dtype`."""
     splits = max_splits(heads, config, device)
     return SplitKWorkspace(
-        part=torch.empty(heads, splits, rows, head_dim, dtype=torch.float32, device=device),
+        part=torch.empty(heads, splits, rows, head_dim, dtype=part_dtype(dtype, config), device=device),
         lse=torch.empty(heads, splits, rows, dtype=torch.float32, device=device),
         arrivals=torch.zeros(heads, 2, dtype=torch.int32, device=device),
         max_splits=splits,
@@ -55,12 +57,19 @@ def make_workspace(heads: int, rows: int, head_dim: int, config: SplitKConfig, d
 _workspaces: dict[tuple[Any, ...], SplitKWorkspace] = {}
 
 
-def _cached_workspace(heads: int, rows: int, head_dim: int, config: SplitKConfig, device: torch.device):
+def part_dtype(dtype: torch.dtype, config: SplitKConfig) -> torch.dtype:
+    """What partial results are kept in."""
+    return dtype if config.narrow else torch.float32
+
+
+def _cached_workspace(
+    heads: int, rows: int, head_dim: int, dtype: torch.dtype, config: SplitKConfig, device: torch.device
+) -> SplitKWorkspace:
     """The workspace of these sizes. Entries are never dropped: captured graphs hold their addresses."""
-    name = (device, heads, rows, head_dim, max_splits(heads, config, device))
+    name = (device, heads, rows, head_dim, part_dtype(dtype, config), max_splits(heads, config, device))
     found = _workspaces.get(name)
     if found is None:
-        found = make_workspace(heads, rows, head_dim, config, device)
+        found = make_workspace(heads, rows, head_dim, dtype, config, device)
         # Inside a capture the zeroing is recorded, not run: such a workspace is good for that graph alone.
         if not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
             _workspaces[name] = found
@@ -95,12 +104,12 @@ def launch_splitk(
     G = H // K
     rows, heads = L_q * G, B * K
     if workspace is None:
-        workspace = _cached_workspace(heads, rows, D, config, query.device)
+        workspace = _cached_workspace(heads, rows, D, query.dtype, config, query.device)
     splits = workspace.max_splits
-    if workspace.part.shape != (heads, splits, rows, D):
+    if workspace.part.shape != (heads, splits, rows, D) or workspace.part.dtype != part_dtype(query.dtype, config):
         raise ValueError(
             f"split-K needs a workspace for {heads} heads x {rows} rows x head_dim {D}, "
-            f"found one of {tuple(workspace.part.shape)}"
+            f"{part_dtype(query.dtype, config)}, found one of {tuple(workspace.part.shape)}, {workspace.part.dtype}"
         )
     on_device = isinstance(kv_len, torch.Tensor)
     bound = L_kv if kv_len is None or on_device else kv_len
@@ -109,15 +118,10 @@ def launch_splitk(
     # Waiting blocks must be few beside the device's slots, and the interpreter runs one block after the other.
     reducers = 1 if interpreting() else min(config.reducers, max(1, sm_count(query.device) // (2 * heads)))
     reducers = 1 << (reducers.bit_length() - 1)
-    merge_rows = triton.next_power_of_2(rows)
-    launch = {"launch_pdl": True} if config.dependent else {}
-    plan = {
-        "MIN_ROWS": config.min_rows,
-        "MAX_SPLITS": splits,
-        "HAS_KV_LEN": on_device,
-        "WINDOWED": window is not None,
-    }
-    splitk_kernel[(heads, splits)](
+    padded_rows = triton.next_power_of_2(rows)
+    merge_rows = min(padded_rows, max(1, config.num_warps * 32 * 32 * reducers // D))
+    overlap = config.overlap and not fused
+    splitk_kernel[(K, splits, B)](
         query,
         key,
         value,
@@ -129,8 +133,8 @@ def launch_splitk(
         workspace.arrivals,
         bound,
         0 if window is None else window,
-        scale * math.log2(math.e),
-        K,
+        config.min_rows,
+        scale,
         *query.stride()[:3],
         *key.stride()[:3],
         *value.stride()[:3],
@@ -139,48 +143,59 @@ def launch_splitk(
         L_Q=L_q,
         G=G,
         D=D,
-        M=max(16, merge_rows),
+        M=max(16, padded_rows),
         BLOCK_N=config.block_n,
+        SPLITS=splits,
+        HAS_KV_LEN=on_device,
         CAUSAL=(is_causal or window is not None) and L_q > 1,
+        WINDOWED=window is not None,
         MASK_KIND=mask_kind,
         FUSED=fused,
         REDUCERS=reducers,
         MERGE_ROWS=merge_rows,
-        MERGE_AT_ONCE=at_once(splits, merge_rows * D // reducers, config.num_warps),
+        MERGE_AT_ONCE=at_once(merge_rows * D // reducers, config.num_warps),
         DEPENDENT=config.dependent,
+        OVERLAP=overlap,
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        **plan,
-        **launch,
+        **_pdl(config.dependent),
     )
     if not fused:
-        columns = min(D, 64)
-        combine_kernel[(heads * rows, D // columns)](
+        columns = min(D, config.merge_columns)
+        combine_kernel[(D // columns, rows, heads)](
             workspace.part,
             workspace.lse,
             out,
             kv_len if on_device else query,
             bound,
             0 if window is None else window,
-            K,
+            config.min_rows,
             *out.stride()[:3],
             L_Q=L_q,
             G=G,
+            K=K,
             D=D,
             COLS=columns,
-            AT_ONCE=at_once(splits, columns, 4),
-            DEPENDENT=config.dependent,
+            SPLITS=splits,
+            HAS_KV_LEN=on_device,
+            WINDOWED=window is not None,
+            AT_ONCE=at_once(columns, 4),
+            OVERLAP=overlap,
             num_warps=4,
-            **plan,
-            **launch,
+            **_pdl(overlap),
         )
     return out
 
 
-def at_once(splits: int, elements: int, num_warps: int) -> int:
+def _pdl(on: bool) -> dict[str, bool]:
+    """The launch option, named only when asked for: backends without dependent launch do not know it."""
+    return {"launch_pdl": True} if on else {}
+
+
+def at_once(elements: int, num_warps: int) -> int:
     """How many splits to merge in one go, so that a thread holds about 32 of their values."""
-    return max(1, min(triton.next_power_of_2(splits), num_warps * 32 * 32 // elements))
+    return max(1, min(64, num_warps * 32 * 32 // elements))
 
 
 def mask_operands(

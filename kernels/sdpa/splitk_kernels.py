@@ -1,9 +1,9 @@
 """Split-K flash-decoding on the device: few queries, keys and values spread over the whole GPU.
 
 B batch, H query heads, K key-value heads, G = H / K, R = L_q * G query rows that share one key-value head, D head dim.
-A program takes one (batch, key-value head) and one stretch of keys; how many stretches there are follows from the
-valid length, read on the device, and from the grid, which the host sizes by multiprocessors. So a captured graph
-serves every length, and an allocated but empty row costs nothing.
+A program takes one (batch, key-value head) and one stretch of keys; how long a stretch is follows from the valid
+length, read on the device, and from the grid, which the host sizes by multiprocessors. So a captured graph serves
+every length, and an allocated but empty row costs nothing.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ def _plan(
     kv_len,
     bound,
     window,
+    min_rows,
     L_Q: tl.constexpr,
     HAS_KV_LEN: tl.constexpr,
     WINDOWED: tl.constexpr,
-    MIN_ROWS: tl.constexpr,
-    MAX_SPLITS: tl.constexpr,
+    SPLITS: tl.constexpr,
 ):
-    """(valid rows, first row any query sees, rows a split takes, number of splits): the same in every program."""
+    """(valid rows, first row any query sees, rows to cover, rows a split takes): the same in every program.
+
+    SPLITS is a constant because the first load of keys waits for this: a division by a variable would show.
+    """
     filled = bound
     if HAS_KV_LEN:
         filled = tl.minimum(tl.load(kv_len).to(tl.int32), bound)
@@ -32,8 +35,7 @@ def _plan(
     if WINDOWED:
         first = tl.maximum(filled - L_Q + 1 - window, 0)
     span = filled - first
-    chunk = tl.maximum(tl.cdiv(tl.cdiv(span, MAX_SPLITS), 16) * 16, MIN_ROWS)
-    return filled, first, chunk, tl.maximum(tl.cdiv(span, chunk), 1)
+    return filled, first, span, tl.maximum(tl.cdiv(span, SPLITS * 16) * 16, min_rows)
 
 
 @triton.jit
@@ -72,7 +74,7 @@ def _merge(
         base = tl.where(higher == -float("inf"), 0.0, higher)
         weight = tl.exp2(level - base[None, :])
         decay = tl.exp2(highest - base)
-        acc = acc * decay[:, None] + tl.sum(tile * weight[:, :, None], 0)
+        acc = acc * decay[:, None] + tl.sum(tile.to(tl.float32) * weight[:, :, None], 0)
         total = total * decay + tl.sum(weight, 0)
         highest = higher
     acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
@@ -80,7 +82,7 @@ def _merge(
     tl.store(target + cols[None, :], acc.to(out.dtype.element_ty), mask=(rows < R)[:, None])
 
 
-@triton.jit(do_not_specialize=["bound", "window"])
+@triton.jit(do_not_specialize=["bound", "window", "min_rows"])
 def splitk_kernel(
     query,
     key,
@@ -93,8 +95,8 @@ def splitk_kernel(
     arrivals,
     bound,
     window,
-    scale_log2,
-    K,
+    min_rows,
+    scale,
     stride_qb,
     stride_qh,
     stride_ql,
@@ -116,8 +118,7 @@ def splitk_kernel(
     D: tl.constexpr,
     M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    MIN_ROWS: tl.constexpr,
-    MAX_SPLITS: tl.constexpr,
+    SPLITS: tl.constexpr,
     HAS_KV_LEN: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOWED: tl.constexpr,
@@ -127,24 +128,27 @@ def splitk_kernel(
     MERGE_ROWS: tl.constexpr,
     MERGE_AT_ONCE: tl.constexpr,
     DEPENDENT: tl.constexpr,
+    OVERLAP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One stretch of keys for the R = L_Q * G query rows of one key-value head. Grid (B * K, MAX_SPLITS).
+    """One stretch of keys for the R = L_Q * G query rows of one key-value head. Grid (K, SPLITS, B).
 
-    Programs beyond the active number of splits leave at once. `arrivals` int32 [B * K, 2] is zero between launches.
-    MASK_KIND: 0 none, 1 boolean (as uint8), 2 additive.
+    Programs beyond the last stretch leave at once. `arrivals` int32 [B * K, 2] is zero between launches.
+    MASK_KIND: 0 none, 1 boolean (as uint8), 2 additive. `scale` > 0.
     """
     R: tl.constexpr = L_Q * G
-    head = tl.program_id(0)
+    LOG2E: tl.constexpr = 1.4426950408889634
     split = tl.program_id(1)
     if DEPENDENT:
         gdc_wait()
-    filled, first, chunk, splits = _plan(kv_len, bound, window, L_Q, HAS_KV_LEN, WINDOWED, MIN_ROWS, MAX_SPLITS)
-    if split >= splits:
+    if OVERLAP:
+        gdc_launch_dependents()
+    filled, first, span, chunk = _plan(kv_len, bound, window, min_rows, L_Q, HAS_KV_LEN, WINDOWED, SPLITS)
+    if (split * chunk >= span) & (split > 0):
         return
 
-    b = (head // K).to(tl.int64)
-    h = (head % K).to(tl.int64)
+    h = tl.program_id(0).to(tl.int64)
+    b = tl.program_id(2).to(tl.int64)
     rows = tl.arange(0, M)
     lane = rows % G
     turn = rows // G  # which of the L_Q queries
@@ -160,8 +164,13 @@ def splitk_kernel(
     k_tile = near[:, None] * stride_kl + cols[None, :]  # [BLOCK_N, D]
     v_tile = near[:, None] * stride_vl + cols[None, :]
 
+    # Scores stay in the units of q . k and are scaled inside the exponent, where one fused multiply-add does it; an
+    # additive mask needs them in natural units first.
+    unit = scale * LOG2E
+    if MASK_KIND == 2:
+        unit = LOG2E
     highest = tl.full([M], -float("inf"), tl.float32)
-    total = tl.zeros([M], tl.float32)
+    sums = tl.zeros([M, BLOCK_N], tl.float32)  # summed over keys after the loop: one reduction less in every turn
     acc = tl.zeros([M, D], tl.float32)
     for start in range(low, high, BLOCK_N):
         keys = start + near
@@ -169,7 +178,7 @@ def splitk_kernel(
         # rows at and beyond `high` are never read: they may hold NaN, which 0 * would not remove
         k = tl.load(k_base + k_tile, mask=ok[:, None], other=0.0)
         v = tl.load(v_base + v_tile, mask=ok[:, None], other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale_log2  # [M, BLOCK_N]
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [M, BLOCK_N]
         seen = ok[None, :]
         if CAUSAL:
             seen = seen & (keys[None, :] <= position[:, None])
@@ -183,35 +192,40 @@ def splitk_kernel(
             if MASK_KIND == 1:
                 seen = seen & (given != 0)
             else:
-                scores += given.to(tl.float32) * 1.4426950408889634
+                scores = scores * scale + given.to(tl.float32)
         scores = tl.where(seen, scores, -float("inf"))
         higher = tl.maximum(highest, tl.max(scores, 1))
         base = tl.where(higher == -float("inf"), 0.0, higher)  # a row that sees nothing yet: weights exp2(-inf) = 0
-        weights = tl.exp2(scores - base[:, None])
-        decay = tl.exp2(highest - base)
-        total = total * decay + tl.sum(weights, 1)
+        weights = tl.exp2(scores * unit - (base * unit)[:, None])
+        decay = tl.exp2((highest - base) * unit)
+        sums = sums * decay[:, None] + weights
         acc = acc * decay[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
         highest = higher
         k_base += BLOCK_N * stride_kl
         v_base += BLOCK_N * stride_vl
 
-    if DEPENDENT:
+    if DEPENDENT and not OVERLAP:
         gdc_launch_dependents()
-    acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    total = tl.sum(sums, 1)
+    solid = tl.where(total == 0.0, 1.0, total)
+    acc = acc / solid[:, None]
     o_base = out + b * stride_ob + h * G * stride_oh
     if FUSED:  # noqa: SIM102 (decided while compiling; the inner condition on the device)
-        if splits == 1:
+        if span <= chunk:
             o_ptr = o_base + lane[:, None].to(tl.int64) * stride_oh + turn[:, None] * stride_ol + cols[None, :]
             tl.store(o_ptr, acc.to(out.dtype.element_ty), mask=(rows < R)[:, None])
             return
-    part += head.to(tl.int64) * (MAX_SPLITS * R * D)
-    lse += head * (MAX_SPLITS * R)
-    tl.store(part + (split * R + rows)[:, None] * D + cols[None, :], acc, mask=(rows < R)[:, None])
-    tl.store(lse + split * R + rows, highest + tl.log2(tl.where(total == 0.0, 1.0, total)), mask=rows < R)
+    head = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
+    part += head.to(tl.int64) * (SPLITS * R * D)
+    lse += head * (SPLITS * R)
+    target = part + (split * R + rows)[:, None] * D + cols[None, :]
+    tl.store(target, acc.to(part.dtype.element_ty), mask=(rows < R)[:, None])
+    tl.store(lse + split * R + rows, highest * unit + tl.log2(solid), mask=rows < R)
     if FUSED:
         # Every thread's stores come before the barrier, the barrier before the release of the arrival: the block that
         # acquires the last ticket sees all partial results.
         tl.debug_barrier()
+        splits = tl.cdiv(span, chunk)
         ticket = tl.atomic_add(arrivals + head * 2, 1, sem="acq_rel", scope="gpu")
         reducers = tl.minimum(splits, REDUCERS)
         rank = ticket - (splits - reducers)
@@ -222,22 +236,23 @@ def splitk_kernel(
                     pass
                 tl.debug_barrier()
             for piece in range(rank, REDUCERS, reducers):
-                _merge(
-                    part,
-                    lse,
-                    o_base,
-                    splits,
-                    0,
-                    piece * (D // REDUCERS),
-                    stride_oh,
-                    stride_ol,
-                    G,
-                    R,
-                    D,
-                    MERGE_ROWS,
-                    D // REDUCERS,
-                    MERGE_AT_ONCE,
-                )
+                for row0 in range(0, R, MERGE_ROWS):
+                    _merge(
+                        part,
+                        lse,
+                        o_base,
+                        splits,
+                        row0,
+                        piece * (D // REDUCERS),
+                        stride_oh,
+                        stride_ol,
+                        G,
+                        R,
+                        D,
+                        MERGE_ROWS,
+                        D // REDUCERS,
+                        MERGE_AT_ONCE,
+                    )
             # The last to finish leaves the counters as the next launch, or the next replay, expects them.
             done = tl.atomic_add(arrivals + head * 2 + 1, 1, sem="acq_rel", scope="gpu")
             if done == reducers - 1:
@@ -245,7 +260,7 @@ def splitk_kernel(
                 tl.store(arrivals + head * 2 + 1, 0)
 
 
-@triton.jit(do_not_specialize=["bound", "window"])
+@triton.jit(do_not_specialize=["bound", "window", "min_rows"])
 def combine_kernel(
     part,
     lse,
@@ -253,32 +268,51 @@ def combine_kernel(
     kv_len,
     bound,
     window,
-    K,
+    min_rows,
     stride_ob,
     stride_oh,
     stride_ol,
     L_Q: tl.constexpr,
     G: tl.constexpr,
+    K: tl.constexpr,
     D: tl.constexpr,
     COLS: tl.constexpr,
-    MIN_ROWS: tl.constexpr,
-    MAX_SPLITS: tl.constexpr,
+    SPLITS: tl.constexpr,
     HAS_KV_LEN: tl.constexpr,
     WINDOWED: tl.constexpr,
     AT_ONCE: tl.constexpr,
-    DEPENDENT: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
-    """Merge the splits of one query row and COLS columns. Grid (B * K * L_Q * G, D // COLS)."""
+    """Merge the splits of one query row and COLS columns. Grid (D // COLS, L_Q * G, B * K).
+
+    OVERLAP: the blocks start while split-K runs. What split-K itself may read (kv_len) they read before they wait for
+    its end, because split-K lets them start only after its own predecessor is done.
+    """
     R: tl.constexpr = L_Q * G
-    if DEPENDENT:
-        gdc_wait()
-        gdc_launch_dependents()
-    _, _, _, splits = _plan(kv_len, bound, window, L_Q, HAS_KV_LEN, WINDOWED, MIN_ROWS, MAX_SPLITS)
-    head = tl.program_id(0) // R
-    row = tl.program_id(0) % R
+    _, _, span, chunk = _plan(kv_len, bound, window, min_rows, L_Q, HAS_KV_LEN, WINDOWED, SPLITS)
+    splits = tl.maximum(tl.cdiv(span, chunk), 1)
+    head = tl.program_id(2)
     b = (head // K).to(tl.int64)
     h = (head % K).to(tl.int64)
-    part += head.to(tl.int64) * (MAX_SPLITS * R * D)
-    lse += head * (MAX_SPLITS * R)
+    part += head.to(tl.int64) * (SPLITS * R * D)
+    lse += head * (SPLITS * R)
     o_base = out + b * stride_ob + h * G * stride_oh
-    _merge(part, lse, o_base, splits, row, tl.program_id(1) * COLS, stride_oh, stride_ol, G, R, D, 1, COLS, AT_ONCE)
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
+    _merge(
+        part,
+        lse,
+        o_base,
+        splits,
+        tl.program_id(1),
+        tl.program_id(0) * COLS,
+        stride_oh,
+        stride_ol,
+        G,
+        R,
+        D,
+        1,
+        COLS,
+        AT_ONCE,
+    )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 
@@ -40,7 +38,7 @@ def launch_standard(
         kv_len if on_device else query,
         L_kv if kv_len is None or on_device else kv_len,
         0 if window is None else window,
-        scale * math.log2(math.e),
+        scale,
         L_q,
         K,
         *query.stride()[:3],

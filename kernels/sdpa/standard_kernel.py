@@ -25,7 +25,8 @@ def _sweep(
     window,
     position,
     row_ok,
-    scale_log2,
+    scale,
+    unit,
     stride_kl,
     stride_vl,
     stride_mn,
@@ -56,7 +57,7 @@ def _sweep(
             k = tl.load(k_base + k_tile, mask=(cols < D)[None, :], other=0.0)
         else:
             k = tl.load(k_base + k_tile)
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale_log2  # [BLOCK_M, BLOCK_N]
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
         if EDGE:
             seen = ok[None, :]
             if CAUSAL:
@@ -70,14 +71,14 @@ def _sweep(
                 if MASK_KIND == 1:
                     seen = seen & (given != 0)
                 else:
-                    scores += given.to(tl.float32) * 1.4426950408889634
+                    scores = scores * scale + given.to(tl.float32)
             scores = tl.where(seen, scores, -float("inf"))
         higher = tl.maximum(highest, tl.max(scores, 1))
         base = higher
         if EDGE:
             base = tl.where(higher == -float("inf"), 0.0, higher)
-        weights = tl.exp2(scores - base[:, None])
-        decay = tl.exp2(highest - base)
+        weights = tl.exp2(scores * unit - (base * unit)[:, None])
+        decay = tl.exp2((highest - base) * unit)
         total = total * decay + tl.sum(weights, 1)
         acc = acc * decay[:, None]
         if EDGE:
@@ -103,7 +104,7 @@ def standard_kernel(
     kv_len,
     bound,
     window,
-    scale_log2,
+    scale,
     L_q,
     K,
     stride_qb,
@@ -176,6 +177,10 @@ def standard_kernel(
         inner_low = low
         inner_high = low
 
+    # Scores are scaled inside the exponent, by one fused multiply-add; an additive mask needs them scaled before.
+    unit = scale * 1.4426950408889634
+    if MASK_KIND == 2:
+        unit = 1.4426950408889634
     highest = tl.full([BLOCK_M], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, D_PAD], tl.float32)
@@ -194,7 +199,8 @@ def standard_kernel(
             window,
             position,
             row_ok,
-            scale_log2,
+            scale,
+            unit,
             stride_kl,
             stride_vl,
             stride_mn,
@@ -222,7 +228,8 @@ def standard_kernel(
             window,
             position,
             row_ok,
-            scale_log2,
+            scale,
+            unit,
             stride_kl,
             stride_vl,
             stride_mn,
@@ -249,7 +256,8 @@ def standard_kernel(
         window,
         position,
         row_ok,
-        scale_log2,
+        scale,
+        unit,
         stride_kl,
         stride_vl,
         stride_mn,

@@ -110,8 +110,12 @@ def user_path(gpu: str) -> Path:
 def table_for(gpu: str) -> tuple[Table | None, tuple[str, ...]]:
     """The table to use for this GPU, or None, and notes on what was found and not used."""
     notes: list[str] = []
-    own = user_path(gpu)
-    if own.exists():
+    try:
+        own: Path | None = user_path(gpu)
+    except ImportError:
+        own = None
+        notes.append("no table of yours: platformdirs is not installed")
+    if own is not None and own.exists():
         try:
             table = parse(own.read_text())
         except (ValueError, KeyError, TypeError) as error:

@@ -97,6 +97,7 @@ def test_out_is_written_and_returned():
         (lambda q, k, v: ((q, k, v), {"kv_len": 64}), "kv_len <= 63"),
         (lambda q, k, v: ((q, k, v), {"kv_len": torch.tensor([1.0])}), "one int32 or int64"),
         (lambda q, k, v: ((q, k, v), {"kv_len": torch.tensor([1, 2])}), "one int32 or int64"),
+        (lambda q, k, v: ((q, k, v), {"scale": 0.0}), "scale > 0"),
         (lambda q, k, v: ((q, k, v), {"window": 0}), "window >= 1"),
         (lambda q, k, v: ((q, k, v, torch.ones(1, 62, dtype=torch.bool)), {}), "broadcastable"),
         (lambda q, k, v: ((q, k, v, torch.ones(1, 63, dtype=torch.int32)), {}), "boolean or floating"),

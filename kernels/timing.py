@@ -1,0 +1,68 @@
+"""GPU time of small kernels, as a captured decode step sees it: CUDA-graph replay over inputs that the L2 forgot.
+
+Plain timing of a launch of a few microseconds measures the host. Replaying one launch over one buffer measures the L2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+
+def capture(calls: Sequence[Callable[[], object]]) -> torch.cuda.CUDAGraph:
+    """One graph of all `calls` in order, each run once before so that nothing compiles or allocates late."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        calls[0]()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    return graph
+
+
+def graph_times(calls: Sequence[Callable[[], object]], *, replays: int = 10, warm: int = 2) -> list[float]:
+    """Microseconds a call, one figure a replay: the replay's time over the number of calls in it.
+
+    The calls run one after the other and do the same work on different inputs. For a cold L2 their inputs together must
+    be several times its size (see sets_for_cold_l2).
+    """
+    graph = capture(calls)
+    for _ in range(warm):
+        graph.replay()
+    return _times(graph.replay, len(calls), replays)
+
+
+def plain_times(calls: Sequence[Callable[[], object]], *, replays: int = 10, warm: int = 2) -> list[float]:
+    """As graph_times, but launched one by one by the host: what eager code pays."""
+
+    def run() -> None:
+        for call in calls:
+            call()
+
+    for _ in range(warm):
+        run()
+    return _times(run, len(calls), replays)
+
+
+def _times(run: Callable[[], object], calls: int, replays: int) -> list[float]:
+    torch.cuda.synchronize()
+    marks = []
+    for _ in range(replays):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        run()
+        end.record()
+        marks.append((start, end))
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) * 1e3 / calls for start, end in marks]
+
+
+def sets_for_cold_l2(bytes_a_call: int, device: torch.device, *, times: float = 3.0, most: int = 1024) -> int:
+    """How many input sets to rotate so that each is evicted before its turn comes again (at least 2)."""
+    l2 = torch.cuda.get_device_properties(device).L2_cache_size
+    return max(2, min(most, int(times * l2 / bytes_a_call) + 1))
