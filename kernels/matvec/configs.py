@@ -13,17 +13,19 @@ from typing import Literal
 class MatvecConfig:
     """How one matvec is cut into programs.
 
-    rows: output rows a program computes (of gate and of up each, in the gated kernel).
+    rows: output rows a program computes at once (of gate and of up each, in the gated kernel).
     block: weights of one row that a program loads at once; a power of two.
     warps: warps a program.
-    preload: tiles of `block` columns that are loaded before the dependent-launch wait (1 to 4).
+    preload: tiles of `block` columns in flight, and loaded before the dependent-launch wait.
+    series: groups of `rows` that a program computes one after the other; the tiles in flight reach across them.
     trigger: when the next kernel may start under dependent launch: "early" at entry, "late" after the products.
     """
 
     rows: int = 1
     block: int = 2048
     warps: int = 4
-    preload: int = 4
+    preload: int = 3
+    series: int = 2
     trigger: Literal["early", "late"] = "early"
 
 
@@ -32,5 +34,6 @@ def config_for(rows: int, cols: int, *, gated: bool = False) -> MatvecConfig:
     if cols <= 2048:
         return MatvecConfig(rows=1, block=1024, warps=2, preload=2)
     if cols >= 16384:
-        return MatvecConfig(rows=2, block=1024)
+        # The row alone is long enough to keep the stream going; two at once share the loads of x.
+        return MatvecConfig(rows=2, block=1024, preload=6, series=1)
     return MatvecConfig()

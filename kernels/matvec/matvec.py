@@ -32,14 +32,12 @@ def matvec(
     softcap: float | None = None,
     launch: MatvecConfig | None = None,
     pdl: bool = False,
-    ahead: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """y = cap(W norm(x)) + residual for one vector x [..., K] with K values in all -> [..., N].
 
     norm: RMSNorm of x as a prologue (x is the raw residual stream then). softcap: c * tanh(y / c) (final logits).
     residual: N values, added last; it may be `out`. out: N contiguous values of any float dtype, new when None
     (out_dtype, else x's dtype). launch: None takes the table's. pdl: dependent launch, see kernels/pdl.py.
-    ahead: memory that the next kernel reads, requested into L2 as this one drains (kernels/prefetch.py).
     CPU tensors run the torch twin. Raises ValueError when sizes do not fit.
     """
     _check("x", x, weight.cols)
@@ -52,7 +50,7 @@ def matvec(
     launch = launch or config_for(weight.rows, weight.cols)
     launch_dense(
         weight.data, x, out,
-        residual=residual, norm=norm, softcap=softcap, activation=None, launch=launch, pdl=pdl, ahead=ahead,
+        residual=residual, norm=norm, softcap=softcap, activation=None, launch=launch, pdl=pdl,
     )  # fmt: skip
     return out
 
@@ -66,7 +64,6 @@ def matvec_gated(
     norm: Norm | None = None,
     launch: MatvecConfig | None = None,
     pdl: bool = False,
-    ahead: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """a = act(W_gate norm(x)) * (W_up norm(x)) for weight [2F, K] = gate|up and one vector x [..., K] -> [..., F].
 
@@ -85,6 +82,6 @@ def matvec_gated(
     launch = launch or config_for(weight.rows, weight.cols, gated=True)
     launch_dense(
         weight.data, x, out,
-        residual=None, norm=norm, softcap=None, activation=activation, launch=launch, pdl=pdl, ahead=ahead,
+        residual=None, norm=norm, softcap=None, activation=activation, launch=launch, pdl=pdl,
     )  # fmt: skip
     return out

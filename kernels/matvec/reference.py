@@ -27,9 +27,8 @@ def matvec(
     softcap: float | None = None,
     launch: MatvecConfig | None = None,
     pdl: bool = False,
-    ahead: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Twin of kernels.matvec.matvec. `launch`, `pdl` and `ahead` are accepted and mean nothing here."""
+    """Twin of kernels.matvec.matvec. `launch` and `pdl` are accepted and mean nothing here."""
     y = _product(weight, x, norm)
     if softcap is not None:
         y = softcap * torch.tanh(y / softcap)
@@ -50,7 +49,6 @@ def matvec_gated(
     norm: Norm | None = None,
     launch: MatvecConfig | None = None,
     pdl: bool = False,
-    ahead: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Twin of kernels.matvec.matvec_gated."""
     gate, up = _product(weight, x, norm).chunk(2)

@@ -33,7 +33,6 @@ def sandwich(
     h_out: torch.Tensor | None = None,
     x_out: torch.Tensor | None = None,
     pdl: bool = False,
-    ahead: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Twin of kernels.norm.sandwich. The next norm sees h_new as stored, rounded to its dtype."""
     branch = y.float() if post is None else normalise(y, post)

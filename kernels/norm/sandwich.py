@@ -15,26 +15,14 @@ from kernels.norm import reference
 from kernels.norm.rms_norm import row_warps
 from kernels.norm.spec import Norm
 from kernels.pdl import gdc_launch_dependents, gdc_wait, launch_options
-from kernels.prefetch import chunks, prefetch_chunk
-
-# Bytes that each program beside the row requests for the next kernel.
-AHEAD_BYTES = 131072
 
 
 @triton.jit
 def _sandwich_kernel(
-    h, y, post_weight, scalar, pre_weight, h_out, x_out, ahead, post_eps, post_offset, pre_eps, pre_offset,
+    h, y, post_weight, scalar, pre_weight, h_out, x_out, post_eps, post_offset, pre_eps, pre_offset,
     POST: tl.constexpr, POST_WEIGHT: tl.constexpr, SCALAR: tl.constexpr, PRE: tl.constexpr, PRE_WEIGHT: tl.constexpr,
-    K: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr, AHEAD: tl.constexpr,
+    K: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    if AHEAD > 0:  # noqa: SIM102  a constant of the compiler, apart from the run-time test
-        # Programs beyond the rows only request memory for the next kernel, from the moment the one before is done.
-        if tl.program_id(1) > 0:
-            if PDL:
-                gdc_launch_dependents()
-                gdc_wait()
-            prefetch_chunk(ahead, tl.program_id(1) - 1, AHEAD)
-            return
     row = tl.program_id(0).to(tl.int64) * K
     cols = tl.arange(0, BLOCK)
     mask = cols < K
@@ -80,7 +68,6 @@ def launch_sandwich(
     h_out: torch.Tensor,
     x_out: torch.Tensor | None,
     pdl: bool,
-    ahead: torch.Tensor | None = None,
 ) -> None:
     """Run the Triton kernel on contiguous tensors of one shape (also under the interpreter)."""
     K = h.shape[-1]
@@ -88,15 +75,13 @@ def launch_sandwich(
     block = triton.next_power_of_2(K)
     post_weight = None if post is None else post.weight
     pre_weight = None if pre is None else pre.weight
-    extra = chunks(ahead, AHEAD_BYTES) if rows == 1 else 0
-    _sandwich_kernel[(rows, 1 + extra)](
+    _sandwich_kernel[(rows,)](
         h, y, h if post_weight is None else post_weight, h if scalar is None else scalar,
         h if pre_weight is None else pre_weight, h_out, h_out if x_out is None else x_out,
-        h if ahead is None else ahead,
         0.0 if post is None else post.eps, 0.0 if post is None else post.offset,
         0.0 if pre is None else pre.eps, 0.0 if pre is None else pre.offset,
         post is not None, post_weight is not None, scalar is not None, pre is not None, pre_weight is not None,
-        K, block, pdl, AHEAD_BYTES if extra else 0, num_warps=row_warps(block, rows), **launch_options(pdl),
+        K, block, pdl, num_warps=row_warps(block), **launch_options(pdl),
     )  # fmt: skip
 
 
@@ -110,13 +95,12 @@ def sandwich(
     h_out: torch.Tensor | None = None,
     x_out: torch.Tensor | None = None,
     pdl: bool = False,
-    ahead: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(h_new, x_next) of the residual stream h and a branch y, both [..., K], contiguous, of one dtype.
 
     h_new = (h + post(y)) * scalar, rounded to h's dtype; x_next = pre(h_new), computed from the rounded value as HF
     does. post, scalar (a tensor with one element), pre: each may be None and is then left out (x_next is None without
-    pre). h_out may be h itself. ahead: memory that the next kernel reads, requested into L2 meanwhile (one row only).
+    pre). h_out may be h itself.
     CPU tensors run the torch twin. Raises ValueError for shapes or strides that do not fit.
     """
     if h.device.type == "cpu":
@@ -131,5 +115,5 @@ def sandwich(
             raise ValueError(
                 f"sandwich: {name} {tuple(tensor.shape)} must be contiguous with as many elements as h {tuple(h.shape)}"
             )
-    launch_sandwich(h, y, post, scalar, pre, h_out, x_out, pdl, ahead)
+    launch_sandwich(h, y, post, scalar, pre, h_out, x_out, pdl)
     return h_out, x_out

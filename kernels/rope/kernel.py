@@ -14,11 +14,7 @@ import triton.language as tl
 
 from kernels.norm.spec import Norm
 from kernels.pdl import gdc_launch_dependents, gdc_wait, launch_options
-from kernels.prefetch import chunks, prefetch_chunk
 from kernels.rope import reference
-
-# Bytes that each program beside the heads requests for the next kernels.
-AHEAD_BYTES = 131072
 
 
 @triton.jit
@@ -34,26 +30,16 @@ def _gain(weight, offset, half, mask, HALF: tl.constexpr, WEIGHT: tl.constexpr):
 
 @triton.jit
 def _qk_norm_rope_kernel(
-    qkv, q_out, keys, values, position, inv_freq, q_weight, k_weight, v_weight, ahead,
+    qkv, q_out, keys, values, position, inv_freq, q_weight, k_weight, v_weight,
     row_stride, q_head_stride, q_token_stride, k_head_stride, k_row_stride, v_head_stride, v_row_stride,
     capacity, first_row, scaling, q_eps, q_offset, k_eps, k_offset, v_eps, v_offset,
     H: tl.constexpr, KV: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, RING: tl.constexpr,
     ROW_GIVEN: tl.constexpr,
     VALUE_IS_KEY: tl.constexpr, Q_NORM: tl.constexpr, Q_WEIGHT: tl.constexpr, K_NORM: tl.constexpr,
     K_WEIGHT: tl.constexpr, V_NORM: tl.constexpr, V_WEIGHT: tl.constexpr, PDL: tl.constexpr,
-    AHEAD: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
-    if AHEAD > 0:
-        # Programs beyond the heads only request memory for the next kernels.
-        beyond: tl.constexpr = H + 2 * KV
-        if head >= beyond:
-            if PDL:
-                gdc_launch_dependents()
-                gdc_wait()
-            prefetch_chunk(ahead, head - beyond, AHEAD)
-            return
     half = tl.arange(0, BLOCK)
     mask = half < HALF
     if PDL:
@@ -130,7 +116,6 @@ def launch_qk_norm_rope(
     value_is_key: bool,
     attention_scaling: float,
     pdl: bool,
-    ahead: torch.Tensor | None = None,
     first_row: int | None = None,
 ) -> None:
     """Run the Triton kernel (also under the interpreter); arguments as in the entry point, q_out [1, H, T, D] given."""
@@ -140,16 +125,14 @@ def launch_qk_norm_rope(
     k_weight, k_eps, k_offset, k_on, k_has = _parts(k_norm, inv_freq)
     v_weight, v_eps, v_offset, v_on, v_has = _parts(v_norm, inv_freq)
     block = triton.next_power_of_2(D // 2)
-    extra = chunks(ahead, AHEAD_BYTES) if tokens == 1 else 0
-    _qk_norm_rope_kernel[(tokens, H + 2 * KV + extra)](
+    _qk_norm_rope_kernel[(tokens, H + 2 * KV)](
         qkv, q_out, key_cache, value_cache, position, inv_freq, q_weight, k_weight, v_weight,
-        qkv if ahead is None else ahead,
         qkv.shape[-1], q_out.stride(1), q_out.stride(2), key_cache.stride(1), key_cache.stride(2),
         value_cache.stride(1), value_cache.stride(2), capacity, first_row or 0, attention_scaling,
         q_eps, q_offset, k_eps, k_offset, v_eps, v_offset, H, KV, D // 2, block, ring, first_row is not None,
         value_is_key,
         q_on, q_has, k_on, k_has, v_on, v_has, pdl,
-        AHEAD_BYTES if extra else 0, num_warps=max(1, block // 256), **launch_options(pdl),
+        num_warps=max(1, block // 256), **launch_options(pdl),
     )  # fmt: skip
 
 
@@ -169,7 +152,6 @@ def qk_norm_rope_cache_write(
     attention_scaling: float = 1.0,
     q_out: torch.Tensor | None = None,
     pdl: bool = False,
-    ahead: torch.Tensor | None = None,
     first_row: int | None = None,
 ) -> torch.Tensor:
     """Norm and rotate q and k, norm v, write k and v into their cache rows; returns q [1, H, T, D].
@@ -180,7 +162,6 @@ def qk_norm_rope_cache_write(
     to row (position + t) % C of a ring (T <= C), else to row position + t, which the caller keeps below C; or, with
     first_row (host side, for prefill into a buffer of its own), to row first_row + t. inv_freq: fp32 [D/2].
     attention_scaling: factor of cos and sin (HF's rope types). Norms may be None.
-    ahead: memory that a following kernel reads, requested into L2 meanwhile (only for one token).
     CPU tensors run the torch twin. Raises ValueError when shapes do not fit.
     """
     _, num_kv_heads, capacity, head_dim = key_cache.shape
@@ -207,6 +188,6 @@ def qk_norm_rope_cache_write(
     launch_qk_norm_rope(
         qkv, key_cache, value_cache, q_out, position=position, inv_freq=inv_freq, ring=ring,
         q_norm=q_norm, k_norm=k_norm, v_norm=v_norm, value_is_key=value_is_key,
-        attention_scaling=attention_scaling, pdl=pdl, ahead=ahead, first_row=first_row,
+        attention_scaling=attention_scaling, pdl=pdl, first_row=first_row,
     )  # fmt: skip
     return q_out

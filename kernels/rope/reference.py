@@ -35,7 +35,6 @@ def qk_norm_rope_cache_write(
     attention_scaling: float = 1.0,
     q_out: torch.Tensor | None = None,
     pdl: bool = False,
-    ahead: torch.Tensor | None = None,
     first_row: int | None = None,
 ) -> torch.Tensor:
     """Twin of kernels.rope.qk_norm_rope_cache_write."""

@@ -15,6 +15,8 @@ CONFIGS = [
     MatvecConfig(rows=1, block=64, warps=1, preload=1),
     MatvecConfig(rows=2, block=128, warps=2, preload=2, trigger="early"),
     MatvecConfig(rows=4, block=32, warps=1, preload=4),
+    MatvecConfig(rows=1, block=64, warps=1, preload=3, series=3),
+    MatvecConfig(rows=2, block=256, warps=2, preload=2, series=2),
 ]
 
 
