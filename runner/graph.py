@@ -32,8 +32,12 @@ class GraphedStep:
 
         started = time.perf_counter()
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            step()
+        try:
+            with torch.cuda.graph(self._graph):
+                step()
+        except RuntimeError:
+            _end_failed_capture()
+            raise
         torch.cuda.synchronize()
         self.capture_s = time.perf_counter() - started
 
@@ -54,3 +58,10 @@ class GraphedStep:
     def __call__(self) -> None:
         self._graph.replay()
         self.replays += 1
+
+
+def _end_failed_capture() -> None:
+    """Give the device a fresh random generator: the old one goes on believing that it is being captured."""
+    device = torch.cuda.current_device()
+    fresh = torch.Generator(device=torch.device("cuda", device))
+    torch.cuda.default_generators[device].graphsafe_set_state(fresh.graphsafe_get_state())
