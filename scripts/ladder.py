@@ -111,7 +111,8 @@ def by_us(runner: Runner, ids: list[int], sampling: SamplingConfig) -> tuple[flo
     stream = runner.stream_generation(ids, sampling)
     for _ in stream:
         pass
-    assert stream.times.decode_rate and stream.times.prefill_rate
+    assert stream.times.decode_rate
+    assert stream.times.prefill_rate
     return stream.times.decode_rate, stream.times.prefill_rate
 
 
