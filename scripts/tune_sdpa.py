@@ -27,39 +27,46 @@ from kernels.sdpa.shape import Shape
 from kernels.sdpa.table import Table, versions
 
 TILES = {  # head_dim -> (block_n, num_warps, num_stages)
-    128: [(32, 4, 3), (32, 4, 4), (64, 4, 2), (64, 4, 3), (64, 8, 3), (128, 4, 2), (128, 8, 2)],
-    256: [(16, 4, 3), (16, 4, 4), (32, 4, 2), (32, 4, 3), (32, 8, 3), (64, 4, 2), (64, 8, 2), (64, 8, 3)],
-    512: [(16, 4, 2), (16, 4, 3), (16, 4, 4), (16, 8, 3), (32, 4, 2), (32, 8, 2), (32, 8, 3)],
+    128: [(32, 4, 4), (64, 4, 2), (64, 4, 3), (64, 8, 3)],
+    256: [(16, 4, 3), (32, 4, 2), (32, 4, 3), (64, 8, 2), (64, 8, 3)],
+    512: [(16, 4, 3), (16, 4, 4), (16, 8, 3), (32, 8, 2), (32, 8, 3)],
 }
-FIRST_REDUCTIONS = [{"reduce": "fused"}, {"reduce": "apart", "overlap": True}]
+EARLY = {"reduce": "apart", "overlap": True, "dependent": True}
 REDUCTIONS = [
-    {"reduce": "fused"},
-    {"reduce": "fused", "reducers": 4},
-    {"reduce": "fused", "reducers": 16},
+    {"reduce": "fused", "dependent": True},
+    {"reduce": "fused", "reducers": 16, "dependent": True},
     {"reduce": "apart", "overlap": True},
+    EARLY,
+    {**EARLY, "narrow": True},
+    {**EARLY, "merge_columns": 32},
+    {**EARLY, "narrow": True, "merge_columns": 128},
 ]
-PREFILL_TILES = {  # head_dim -> (block_m, block_n, num_warps, num_stages)
-    128: [(128, 64, 8, 3), (128, 128, 8, 2), (128, 64, 4, 3), (64, 64, 4, 3), (128, 64, 8, 2)],
+PREFILL_TILES = {  # head_dim -> (block_m, block_n, num_warps, num_stages, tma)
+    128: [(128, 64, 8, 3, False), (128, 64, 8, 3, True), (128, 128, 8, 2, True), (64, 64, 4, 3, True)],
     256: [
-        (128, 64, 8, 2),
-        (128, 32, 8, 2),
-        (128, 32, 8, 3),
-        (64, 64, 4, 2),
-        (64, 32, 4, 2),
-        (64, 32, 4, 3),
-        (64, 64, 8, 2),
+        (128, 64, 8, 2, False),
+        (128, 64, 8, 2, True),
+        (128, 32, 8, 3, True),
+        (64, 64, 4, 2, True),
+        (64, 32, 4, 3, True),
     ],
-    512: [(64, 32, 8, 2), (64, 16, 8, 2), (64, 32, 4, 2), (64, 64, 8, 1), (64, 16, 8, 3)],
+    512: [
+        (64, 32, 8, 2, False),
+        (64, 32, 8, 2, True),
+        (64, 16, 8, 3, True),
+        (64, 32, 4, 2, True),
+        (64, 64, 8, 1, True),
+    ],
 }
 FEW_QUERY_TILES = [(16, 32, 4, 3), (16, 64, 4, 2), (16, 16, 4, 4), (16, 32, 4, 2)]
-LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 65536)
-VERIFY_LENGTHS = (1024, 4096, 16384)
-KEEP = 3
+LENGTHS = (64, 256, 1024, 2048, 4096, 16384, 65536)
+VERIFY_LENGTHS = (1024, 16384)
+KEEP = 2
 
 
 def torch_routes(shape: Shape) -> list[Route]:
     """torch's backends worth timing on this shape."""
-    names = ("torch_flash", "torch_cudnn", "torch_efficient", "torch_default")
+    names = ("torch_flash", "torch_cudnn", "torch_default")
     return [Route(name, None, "") for name in names if can_run(name, normal(replace(shape, bounded=False)))]
 
 
@@ -78,10 +85,9 @@ def best(found: cal.Measured, kernel: str, keep: int) -> list[Route]:
 def search(shapes: list[Shape], probes: list[Shape], pool: cal.Pool, compiler: cal.Compiler) -> list[cal.Measured]:
     """Both stages for shapes that differ in L_kv alone; `probes` are those of the first stage."""
     first = [
-        Route("splitk", SplitKConfig(n, w, s, programs_per_sm=per, min_rows=n, **reduction), "")
+        Route("splitk", SplitKConfig(n, w, s, programs_per_sm=per, min_rows=min(n, 32), **EARLY), "")
         for n, w, s in TILES[shapes[0].D]
         for per in (1, 2, 3, 4)
-        for reduction in FIRST_REDUCTIONS
     ]
     compiler.ahead([(probes[0], first)])
     tiles: list[SplitKConfig] = []
@@ -89,14 +95,13 @@ def search(shapes: list[Shape], probes: list[Shape], pool: cal.Pool, compiler: c
         found = cal.measure(probe, first, pool, replays=3)
         report_errors(found)
         for tried in best(found, "splitk", KEEP):
-            config = replace(tried.config, reduce="fused", reducers=1, overlap=False, min_rows=16)
+            config = replace(tried.config, reduce="fused", overlap=False, dependent=False)
             if config not in tiles:
                 tiles.append(config)
     second = [
         Route("splitk", replace(tile, min_rows=rows, **reduction), "")
         for tile in tiles
-        for rows in (16, 32, 64)
-        if rows >= min(tile.block_n, 64)
+        for rows in (32, 64)
         for reduction in REDUCTIONS
     ]
     standard = standard_routes(shapes[0])

@@ -151,8 +151,8 @@ class Compiler:
             for tried in routes:
                 if tried.config is not None:
                     compiled = tried.config
-                    if isinstance(compiled, SplitKConfig):  # the other fields are no constants of the kernel
-                        compiled = replace(compiled, programs_per_sm=1, min_rows=16)
+                    if isinstance(compiled, SplitKConfig):  # no constant of the kernel
+                        compiled = replace(compiled, min_rows=16)
                     wanted[(few.H, few.K, few.D, min(few.L_q, 16), few.window is None, compiled)] = few, tried
         items = list(wanted.values())
         for _ in self.executor.map(_compile, (items[i :: self.workers * 4] for i in range(self.workers * 4))):

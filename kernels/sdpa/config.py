@@ -33,9 +33,14 @@ class SplitKConfig:
 
 @dataclass(frozen=True)
 class StandardConfig:
-    """How one standard (flash) launch runs: rows of packed queries and of keys a program holds at once."""
+    """How one standard (flash) launch runs: rows of packed queries and of keys a program holds at once.
+
+    `tma` loads keys and values with Hopper's tensor memory accelerator where the call allows it (SM90+, the number of
+    valid rows known to the host, 16-byte aligned rows) and like the rest elsewhere.
+    """
 
     block_m: int = 64
     block_n: int = 64
     num_warps: int = 4
     num_stages: int = 2
+    tma: bool = False

@@ -114,8 +114,8 @@ def default_config(kernel: str, shape: Shape) -> Config:
         if row_bytes > 1024:
             return StandardConfig(block_m=16, block_n=16, num_warps=4, num_stages=1)
         if row_bytes > 512:
-            return StandardConfig(block_m=64, block_n=32, num_warps=8)
-        return StandardConfig(block_m=128, block_n=64, num_warps=8)
+            return StandardConfig(block_m=64, block_n=32, num_warps=8, tma=True)
+        return StandardConfig(block_m=128, block_n=64, num_warps=8, tma=True)
     return None
 
 

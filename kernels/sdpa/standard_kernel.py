@@ -16,6 +16,10 @@ def _sweep(
     total,
     highest,
     q,
+    key,
+    value,
+    b,
+    h,
     k_base,
     v_base,
     m_ptr,
@@ -38,19 +42,23 @@ def _sweep(
     WINDOWED: tl.constexpr,
     MASK_KIND: tl.constexpr,
     PRECISION: tl.constexpr,
+    TMA: tl.constexpr,
 ):
     """Online softmax over keys low..high. EDGE: some of them may be hidden or beyond the valid rows."""
     cols = tl.arange(0, D_PAD)
     near = tl.arange(0, BLOCK_N)
-    begin = tl.full((), 0, tl.int64) + low
-    k_base += begin * stride_kl
-    v_base += begin * stride_vl
+    if not TMA:
+        begin = tl.full((), 0, tl.int64) + low
+        k_base += begin * stride_kl
+        v_base += begin * stride_vl
     k_tile = near[:, None] * stride_kl + cols[None, :]  # [BLOCK_N, D_PAD]
     v_tile = near[:, None] * stride_vl + cols[None, :]
     for start in range(low, high, BLOCK_N):
         keys = start + near
         ok = keys < filled
-        if EDGE:
+        if TMA:
+            k = key.load([b, h, start, 0]).reshape(BLOCK_N, D_PAD)
+        elif EDGE:
             loaded = ok[:, None] & (cols < D)[None, :]
             k = tl.load(k_base + k_tile, mask=loaded, other=0.0)
         elif D_PAD > D:
@@ -81,7 +89,9 @@ def _sweep(
         decay = tl.exp2((highest - base) * unit)
         total = total * decay + tl.sum(weights, 1)
         acc = acc * decay[:, None]
-        if EDGE:
+        if TMA:
+            v = value.load([b, h, start, 0]).reshape(BLOCK_N, D_PAD)
+        elif EDGE:
             v = tl.load(v_base + v_tile, mask=ok[:, None] & (cols < D)[None, :], other=0.0)
         elif D_PAD > D:
             v = tl.load(v_base + v_tile, mask=(cols < D)[None, :], other=0.0)
@@ -89,8 +99,9 @@ def _sweep(
             v = tl.load(v_base + v_tile)
         acc = tl.dot(weights.to(v.dtype), v, acc, input_precision=PRECISION)
         highest = higher
-        k_base += BLOCK_N * stride_kl
-        v_base += BLOCK_N * stride_vl
+        if not TMA:
+            k_base += BLOCK_N * stride_kl
+            v_base += BLOCK_N * stride_vl
     return acc, total, highest
 
 
@@ -133,10 +144,12 @@ def standard_kernel(
     WINDOWED: tl.constexpr,
     MASK_KIND: tl.constexpr,
     PRECISION: tl.constexpr,
+    TMA: tl.constexpr,
 ):
     """BLOCK_M packed query rows of one (batch, key-value head). Grid (tiles of rows, B * K), longest sweeps first.
 
-    WINDOWED implies CAUSAL. MASK_KIND: 0 none, 1 boolean (as uint8), 2 additive.
+    WINDOWED implies CAUSAL. TMA: key and value are descriptors of blocks [1, 1, BLOCK_N, D_PAD] that end at `bound`.
+    MASK_KIND: 0 none, 1 boolean (as uint8), 2 additive. `scale` > 0.
     """
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     b = (tl.program_id(1) // K).to(tl.int64)
@@ -153,8 +166,11 @@ def standard_kernel(
     col_ok = (cols < D)[None, :]
     q_ptr = query + b * stride_qb + (h * G + lane)[:, None] * stride_qh + turn[:, None] * stride_ql + cols[None, :]
     q = tl.load(q_ptr, mask=row_ok[:, None] & col_ok, other=0.0)  # [BLOCK_M, D_PAD]
-    k_base = key + b * stride_kb + h * stride_kh
-    v_base = value + b * stride_vb + h * stride_vh
+    k_base = key
+    v_base = value
+    if not TMA:
+        k_base += b * stride_kb + h * stride_kh
+        v_base += b * stride_vb + h * stride_vh
     m_ptr = mask + b * stride_mb + (h * G + lane)[:, None] * stride_mh + turn[:, None] * stride_ml
     position = filled - L_q + turn.to(tl.int32)
 
@@ -190,6 +206,10 @@ def standard_kernel(
             total,
             highest,
             q,
+            key,
+            value,
+            tl.program_id(1) // K,
+            tl.program_id(1) % K,
             k_base,
             v_base,
             m_ptr,
@@ -212,6 +232,7 @@ def standard_kernel(
             WINDOWED,
             MASK_KIND,
             PRECISION,
+            TMA,
         )
     if MASK_KIND == 0:
         acc, total, highest = _sweep(
@@ -219,6 +240,10 @@ def standard_kernel(
             total,
             highest,
             q,
+            key,
+            value,
+            tl.program_id(1) // K,
+            tl.program_id(1) % K,
             k_base,
             v_base,
             m_ptr,
@@ -241,12 +266,17 @@ def standard_kernel(
             WINDOWED,
             MASK_KIND,
             PRECISION,
+            TMA,
         )
     acc, total, highest = _sweep(
         acc,
         total,
         highest,
         q,
+        key,
+        value,
+        tl.program_id(1) // K,
+        tl.program_id(1) % K,
         k_base,
         v_base,
         m_ptr,
@@ -269,6 +299,7 @@ def standard_kernel(
         WINDOWED,
         MASK_KIND,
         PRECISION,
+        TMA,
     )
     acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     o_ptr = out + b * stride_ob + (h * G + lane)[:, None] * stride_oh + turn[:, None] * stride_ol + cols[None, :]

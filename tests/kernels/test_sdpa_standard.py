@@ -10,6 +10,7 @@ from kernels.sdpa.standard import launch_standard
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SMALL = StandardConfig(block_m=32, block_n=16)
+TMA = StandardConfig(block_m=32, block_n=16, tma=True)
 NAN = float("nan")
 
 
@@ -31,6 +32,11 @@ def check(q, k, v, mask=None, *, is_causal=False, kv_len=None, window=None, conf
     return out
 
 
+@pytest.fixture(params=[SMALL, TMA], ids=["pointers", "tma"])
+def config(request):
+    return request.param
+
+
 def device_length(n):
     return torch.tensor(n, dtype=torch.int32, device=DEVICE)
 
@@ -38,13 +44,13 @@ def device_length(n):
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("H", "K"), [(2, 2), (4, 2), (10, 2), (8, 1)])
 @pytest.mark.parametrize("L", [1, 63, 111])
-def test_every_group_size_and_odd_lengths(H, K, L, causal):
-    check(*draw(H=H, K=K, L_q=L, L_kv=L), is_causal=causal)
+def test_every_group_size_and_odd_lengths(H, K, L, causal, config):
+    check(*draw(H=H, K=K, L_q=L, L_kv=L), is_causal=causal, config=config)
 
 
 @pytest.mark.parametrize("D", [64, 80, 96, 112, 128, 256, 512])
-def test_every_head_dim(D):
-    check(*draw(D=D, L_q=33, L_kv=33), is_causal=True)
+def test_every_head_dim(D, config):
+    check(*draw(D=D, L_q=33, L_kv=33), is_causal=True, config=config)
 
 
 @pytest.mark.parametrize("filled", [1, 20, 63, 64, 99, 100])
@@ -55,12 +61,13 @@ def test_a_chunk_of_queries_at_the_end_of_the_valid_rows(filled):
     out = check(q, k, v, is_causal=True, kv_len=device_length(filled))
     assert (out[:, :, : max(0, 30 - filled)] == 0).all()
     check(q, k, v, kv_len=device_length(filled))
+    check(q, k, v, is_causal=True, kv_len=filled, config=TMA)
 
 
 @pytest.mark.parametrize("window", [1, 15, 16, 17, 33, 99, 100, 101])
 @pytest.mark.parametrize("L_q", [100, 37])
-def test_windows(window, L_q):
-    check(*draw(L_q=L_q), window=window)
+def test_windows(window, L_q, config):
+    check(*draw(L_q=L_q), window=window, config=config)
     check(*draw(L_q=L_q), window=window, kv_len=device_length(90))
 
 
@@ -70,6 +77,7 @@ def test_masks_broadcast_without_a_copy():
     boolean[1, 0, 2] = False  # a row that sees nothing
     for mask in (boolean, torch.randn(4, 1, 100, device=DEVICE), boolean[0, 0, 0]):
         check(q, k, v, mask)
+        check(q, k, v, mask, config=TMA)
         check(q, k, v, mask, is_causal=True, window=40, kv_len=device_length(95))
 
 
