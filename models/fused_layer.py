@@ -1,25 +1,25 @@
 """A decoder layer in few launches, on the weights of the Hugging Face layer that it stands for.
 
-Per token (Gemma, with norms on both sides of a block):
+Per token, with the residual stream h and its norm x coming from the layer before:
 
-    qkv = W_qkv norm(h)                             matvec, the norm in its prologue
+    qkv = W_qkv x                                   matvec
     q   = rope(norm(q)); the cache row = k, v       qk_norm_rope_cache_write
     c   = attention(q, cache)                       kernels.sdpa
     o   = W_o c                                     matvec
-    h   = h + norm(o)                               sandwich
-    a   = act(W_gate norm(h)) * (W_up norm(h))      matvec_gated
+    h   = h + norm(o);  x = norm(h)                 sandwich
+    a   = act(W_gate x) * (W_up x)                  matvec_gated
     d   = W_down a                                  matvec
-    h   = (h + norm(d)) * layer_scalar              sandwich
+    h   = (h + norm(d)) * layer_scalar;  x = the next layer's norm(h)       sandwich
 
-A family without norms behind its blocks (Qwen3) adds the residual in the epilogue of the two matvecs instead of the
-sandwiches. Prefill takes the same way with matrix products (cuBLAS) in place of the matvecs and norms before them.
+A family without norms behind its blocks (Qwen3) leaves those out. Prefill takes the same way with matrix products
+(cuBLAS) in place of the matvecs.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -47,6 +47,13 @@ class RopeSource(Protocol):
     def rope(self, kind: LayerKind) -> Rope: ...
 
 
+class Stream(NamedTuple):
+    """What passes between fused layers: the residual stream and its norm by whoever reads it next, [1, T, hidden]."""
+
+    h: torch.Tensor
+    x: torch.Tensor
+
+
 @dataclass(frozen=True)
 class LayerRecipe:
     """What the families' layers differ in. `sandwich`: norms stand behind the attention and MLP blocks, too."""
@@ -66,6 +73,7 @@ class LayerParts:
     down: Weight
     attention_norm: Norm
     mlp_norm: Norm
+    next_norm: Norm
     q_norm: Norm
     k_norm: Norm
     v_norm: Norm | None
@@ -84,12 +92,14 @@ def norm_of(module: Any, offset: float) -> Norm:
 class FusedDecoderLayer(nn.Module):
     """Takes the call of the Hugging Face decoder layer it wraps, whose self_attn must already be RoutedAttention."""
 
-    def __init__(self, hf_layer: Any, recipe: LayerRecipe, ropes: RopeSource, *, pdl: bool):
+    def __init__(self, hf_layer: Any, next_norm: Any, recipe: LayerRecipe, ropes: RopeSource, *, pdl: bool):
+        """`next_norm`: the Hugging Face norm that reads this layer's output, the next layer's or the model's last."""
         super().__init__()
         assert isinstance(hf_layer.self_attn, RoutedAttention)
         self.hf = hf_layer
         self.recipe = recipe
-        self._ropes = (ropes,)  # in a tuple: it is the model's module, not this layer's
+        # In tuples, because they are modules of the model, not of this layer.
+        self._ropes, self._next_norm = (ropes,), (next_norm,)
         self.pdl = pdl
 
     @cached_property
@@ -106,6 +116,7 @@ class FusedDecoderLayer(nn.Module):
             down=DenseWeight(layer.mlp.down_proj.weight),
             attention_norm=norm_of(layer.input_layernorm, offset),
             mlp_norm=norm_of(before_mlp, offset),
+            next_norm=norm_of(self._next_norm[0], offset),
             q_norm=norm_of(attention.q_norm, offset),
             k_norm=norm_of(attention.k_norm, offset),
             v_norm=None if isinstance(attention.v_norm, nn.Identity) else norm_of(attention.v_norm, offset),
@@ -115,35 +126,38 @@ class FusedDecoderLayer(nn.Module):
             rope=self._ropes[0].rope(attention.spec.kind),
         )
 
-    def forward(self, hidden_states: torch.Tensor, *_hf_arguments: Any, **_unused: Any) -> torch.Tensor:
-        """[1, T, hidden] -> [1, T, hidden] at the caches' current positions (see RoutedAttention.forward)."""
-        parts, h = self.parts, hidden_states
-        qkv = self._project(parts.qkv, h, parts.attention_norm)
-        context = self._attend_token(qkv) if h.shape[1] == 1 else self._attend_chunk(qkv)
-        h = self._join(h, parts.o, context, parts.after_attention, scalar=None)
-        a = self._gate(h)
-        return self._join(h, parts.down, a, parts.after_mlp, scalar=parts.scalar)
+    def forward(self, stream: torch.Tensor | Stream, *_hf_arguments: Any, **_unused: Any) -> Stream:
+        """The stream [1, T, hidden] behind this layer, at the caches' current positions (see RoutedAttention.forward).
 
-    def _project(self, weight: Weight, x: torch.Tensor, norm: Norm | None) -> torch.Tensor:
-        """W norm(x): one vector goes through the matvec, norm in its prologue; more go through the matrix product."""
+        The first layer is given the embedding alone.
+        """
+        parts = self.parts
+        if not isinstance(stream, Stream):
+            stream = Stream(stream, rms_norm(stream, parts.attention_norm, pdl=False))
+        qkv = self._product(parts.qkv, stream.x)
+        context = self._attend_token(qkv) if qkv.shape[1] == 1 else self._attend_chunk(qkv)
+        o = self._product(parts.o, context)
+        stream = self._seam(stream.h, o, parts.after_attention, parts.mlp_norm)
+        d = self._product(parts.down, self._gate(stream.x))
+        return self._seam(stream.h, d, parts.after_mlp, parts.next_norm, parts.scalar)
+
+    def _seam(
+        self, h: torch.Tensor, y: torch.Tensor, post: Norm | None, pre: Norm, scalar: torch.Tensor | None = None
+    ) -> Stream:
+        """h = (h + post(y)) * scalar and x = pre(h): where one block ends and the next begins."""
+        h, x = sandwich(h, y, post=post, pre=pre, scalar=scalar, pdl=self._pdl_for(h))
+        assert x is not None
+        return Stream(h, x)
+
+    def _product(self, weight: Weight, x: torch.Tensor) -> torch.Tensor:
+        return matvec(weight, x, pdl=self.pdl) if x.shape[1] == 1 else matmul(weight, x)
+
+    def _gate(self, x: torch.Tensor) -> torch.Tensor:
+        """act(W_gate x) * (W_up x)."""
+        weight, activation = self.parts.gate_up, self.recipe.activation
         if x.shape[1] == 1:
-            return matvec(weight, x, norm=norm, pdl=self.pdl)
-        return matmul(weight, x if norm is None else rms_norm(x, norm))
-
-    def _gate(self, h: torch.Tensor) -> torch.Tensor:
-        """act(W_gate norm(h)) * (W_up norm(h))."""
-        parts, activation = self.parts, self.recipe.activation
-        if h.shape[1] == 1:
-            return matvec_gated(parts.gate_up, h, activation=activation, norm=parts.mlp_norm, pdl=self.pdl)
-        return gated(self._project(parts.gate_up, h, parts.mlp_norm), activation=activation)
-
-    def _join(
-        self, h: torch.Tensor, weight: Weight, x: torch.Tensor, post: Norm | None, scalar: torch.Tensor | None
-    ) -> torch.Tensor:
-        """The end of a block: (h + post(W x)) * scalar."""
-        if post is None and scalar is None and h.shape[1] == 1:
-            return matvec(weight, x, residual=h, pdl=self.pdl)
-        return sandwich(h, self._project(weight, x, None), post=post, scalar=scalar, pdl=self._pdl_for(h))[0]
+            return matvec_gated(weight, x, activation=activation, pdl=self.pdl)
+        return gated(matmul(weight, x), activation=activation)
 
     def _attend_token(self, qkv: torch.Tensor) -> torch.Tensor:
         """Attention over the cache with this token in it: packed q|k|v [1, 1, N] -> context [1, 1, H * D]."""

@@ -14,9 +14,8 @@ from torch import nn
 
 from kernels.gated import Activation
 from kernels.matvec import DenseWeight, matvec
-from kernels.norm import Norm, rms_norm
 from models.family import Family
-from models.fused_layer import FusedDecoderLayer, LayerRecipe, Rope, norm_of
+from models.fused_layer import FusedDecoderLayer, LayerRecipe, Rope, Stream, norm_of
 from models.spec import LayerKind, ModelSpec
 from models.swap import SwapReport, SwapRow
 
@@ -30,16 +29,16 @@ def hf_name(parameter: str) -> str:
     return parameter.replace(WRAPPER, ".")
 
 
-class FusedNorm(nn.Module):
-    """RMSNorm of [..., hidden] in one kernel; holds the replaced module's weight under the same name."""
+class TakenNorm(nn.Module):
+    """Stands for the final norm, whose work the last fused layer has done; holds its weight under the same name."""
 
-    def __init__(self, hf_norm: Any, offset: float):
+    def __init__(self, hf_norm: Any):
         super().__init__()
         self.weight = hf_norm.weight
-        self._eps, self._offset = norm_of(hf_norm, offset).eps, offset
+        self.eps = norm_of(hf_norm, 0.0).eps
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return rms_norm(hidden_states, Norm(self.weight, self._eps, self._offset))
+    def forward(self, stream: Stream) -> torch.Tensor:
+        return stream.x
 
 
 class FusedHead(nn.Module):
@@ -88,12 +87,13 @@ def fuse_layers(model: Any, family: Family, spec: ModelSpec, *, pdl: bool) -> Sw
     recipe = LayerRecipe(ACTIVATIONS[family.activation], offset, family.sandwich_norms)
     body = model.model
     body.rotary_emb = UnusedRotary(body.rotary_emb)
+    body.norm = TakenNorm(body.norm)
+    hf_layers = list(body.layers)
+    next_norms = [layer.input_layernorm for layer in hf_layers[1:]] + [body.norm]
     rows = []
-    for index, attention in enumerate(spec.layers):
-        old = body.layers[index]
-        body.layers[index] = FusedDecoderLayer(old, recipe, body.rotary_emb, pdl=pdl)
+    for index, (old, next_norm, attention) in enumerate(zip(hf_layers, next_norms, spec.layers, strict=True)):
+        body.layers[index] = FusedDecoderLayer(old, next_norm, recipe, body.rotary_emb, pdl=pdl)
         why = "one token at a time; prefill through cuBLAS"
         rows.append(SwapRow(index, attention.kind, "layer", type(old).__name__, "FusedDecoderLayer", "matvec", why))
-    body.norm = FusedNorm(body.norm, offset)
     model.lm_head = FusedHead(model.lm_head, pdl=pdl)
     return SwapReport(tuple(rows))

@@ -198,6 +198,7 @@ def test_intended_kernels_ran(model):
 
     assert count("qk_norm_rope") == layers * steps, ran
     assert count("_matvec_kernel") == (4 * layers + 1) * steps, ran
+    assert count("_sandwich_kernel") == 2 * layers * steps, ran
     assert count("splitk_kernel") + count("standard_kernel") == layers * steps, ran
     assert not [name for name in ran if "gemm" in name or "gemv" in name or "fmha" in name or "cutlass" in name], ran
 
