@@ -6,6 +6,7 @@ facts that surprise; families.py lists them.
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +35,8 @@ _SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings"),
     *("num_attention_heads", "num_key_value_heads", "head_dim", "query_pre_attn_scalar"),
 )
-MAX_LAYERS = 1024
+# Far above any real model; what lies beyond is a corrupt header, and Hugging Face would allocate for it.
+MAX_LAYERS, MAX_SIZE, MAX_HEAD_DIM = 1024, 1 << 24, 1 << 14
 
 
 class Family(ABC):
@@ -106,7 +108,7 @@ class Family(ABC):
         layers = fields.get("num_hidden_layers", 1)
         if not isinstance(layers, int) or layers > MAX_LAYERS:  # before Hugging Face builds lists of that length
             raise LoadError(f"{where}: num_hidden_layers = {_brief(layers)}, expected an integer up to {MAX_LAYERS}")
-        for key in ("architectures", "model_type", "transformers_version", "auto_map"):
+        for key in ("architectures", "model_type", "transformers_version", "auto_map", "dtype", "torch_dtype"):
             fields.pop(key, None)
         try:
             made = self.make_config(fields)
@@ -119,8 +121,11 @@ class Family(ABC):
     def _check_sizes(self, config: PretrainedConfig, where: str) -> None:
         values = vars(config)  # not getattr: Gemma 4's config guards attributes that its layers may override
         for key in _SIZES:
-            if key in values and (type(values[key]) is not int or values[key] <= 0):
-                raise LoadError(f"{where}: {key} = {_brief(values[key])}, expected a positive integer")
+            if key in values and (type(values[key]) is not int or not 0 < values[key] <= MAX_SIZE):
+                raise LoadError(f"{where}: {key} = {_brief(values[key])}, expected an integer from 1 to {MAX_SIZE}")
+        for key in ("rms_norm_eps", "final_logit_softcapping"):
+            if (value := values.get(key)) is not None and not _positive(value):
+                raise LoadError(f"{where}: {key} = {_brief(value)}, expected a positive number")
         if len(config.layer_types) != config.num_hidden_layers:
             found = len(config.layer_types)
             raise LoadError(
@@ -133,7 +138,10 @@ class Family(ABC):
 
         for i, layer in enumerate(self.spec(config).layers):
             heads = (layer.num_heads, layer.num_kv_heads, layer.head_dim, 1 if layer.window is None else layer.window)
-            if not all(type(value) is int and value > 0 for value in heads) or layer.num_heads % layer.num_kv_heads:
+            whole = (
+                all(type(value) is int and 0 < value <= MAX_SIZE for value in heads) and layer.head_dim <= MAX_HEAD_DIM
+            )
+            if not whole or layer.num_heads % layer.num_kv_heads:
                 raise LoadError(
                     f"{where}: layer {i} has {layer.num_heads} query heads over {layer.num_kv_heads} key-value heads "
                     f"of {layer.head_dim}, window {layer.window}; expected whole numbers above 0, the first a "
@@ -156,6 +164,11 @@ class Family(ABC):
             if rope_type not in _ROPE_TYPES:
                 key = f"rope_parameters.{kind}.rope_type".replace("..", ".")
                 raise LoadError(f"{where}: {key} = {rope_type!r} is not supported, expected one of {_ROPE_TYPES}")
+            for key in ("rope_theta", "factor"):
+                if key in rope and not _positive(rope[key]):
+                    raise LoadError(
+                        f"{where}: rope_parameters {kind} {key} = {rope[key]!r}, expected a positive number"
+                    )
 
 
 def rename_blocks(name: str, blocks: Mapping[str, str], others: Mapping[str, str | None]) -> str | None:
@@ -173,9 +186,16 @@ class Metadata:
     def __init__(self, metadata: Mapping[str, Any], architecture: str, where: str) -> None:
         self._metadata, self._prefix, self._where = metadata, architecture + ".", where
 
-    def raw(self, key: str) -> Any:
-        """The value as the file has it, None where it has none."""
-        return self._metadata.get(self._prefix + key)
+    def has_number(self, key: str) -> bool:
+        """Whether the key holds one number (and not, say, one for every layer)."""
+        return isinstance(self._metadata.get(self._prefix + key), (int, float))
+
+    def text(self, key: str) -> str | None:
+        """A string, None where the file has none."""
+        value = self._metadata.get(self._prefix + key)
+        if value is not None and not isinstance(value, str):
+            raise LoadError(f"{self._where}: {self._prefix}{key} is {type(value).__name__}, expected a string")
+        return value
 
     def number(self, key: str, default: Any = ...) -> Any:
         """An int or float; a missing key without a default is a LoadError."""
@@ -196,7 +216,7 @@ class Metadata:
         return value
 
     def per_layer(self, key: str, layers: int, default: Any = ...) -> list[Any]:
-        """A list of one value a layer; the file may hold one scalar for all of them."""
+        """One int or bool a layer; the file may hold one scalar for all of them."""
         value = self._get(key, default)
         if value is default:
             return [default] * layers
@@ -204,8 +224,8 @@ class Metadata:
         values = values if isinstance(values, list) else [values] * layers
         if len(values) != layers:
             raise LoadError(f"{self._where}: {self._prefix}{key} has {len(values)} values, expected {layers}")
-        if not all(isinstance(v, (int, float)) for v in values):
-            raise LoadError(f"{self._where}: {self._prefix}{key} holds values that are not numbers")
+        if not all(isinstance(v, int) for v in values):
+            raise LoadError(f"{self._where}: {self._prefix}{key} holds values that are not whole numbers")
         return values
 
     def refuse(self, *keys: str) -> None:
@@ -239,6 +259,10 @@ class Metadata:
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(lines)[:300]}"
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _brief(value: Any) -> str:

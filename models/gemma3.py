@@ -100,14 +100,14 @@ class Gemma3(Family):
         layers, hidden = read.layers(), read.integer("embedding_length")
         heads, head_dim = read.integer("attention.head_count"), read.integer("attention.key_length", 256)
         # A number is a period (as llama.cpp reads it); a list says for every layer whether it slides.
-        if isinstance(read.raw("attention.sliding_window_pattern"), int):
+        if read.has_number("attention.sliding_window_pattern"):
             period = read.integer("attention.sliding_window_pattern")
             sliding = [bool((i + 1) % period) for i in range(layers)]
         else:
             given = read.per_layer("attention.sliding_window_pattern", layers, None)
             sliding = [bool((i + 1) % 6) if v is None else bool(v) for i, v in enumerate(given)]
         rope_full: dict[str, Any] = {"rope_type": "default", "rope_theta": read.number("rope.freq_base", 1_000_000.0)}
-        if read.raw("rope.scaling.type") == "linear":
+        if read.text("rope.scaling.type") == "linear":
             rope_full.update(rope_type="linear", factor=read.number("rope.scaling.factor"))
         theta_sliding = read.number("rope.freq_base_swa", 10_000.0)
         return {

@@ -84,7 +84,7 @@ class Qwen3(Family):
         read = Metadata(metadata, self.gguf_architecture, where)
         hidden, heads = read.integer("embedding_length"), read.integer("attention.head_count")
         rope: dict[str, Any] = {"rope_type": "default", "rope_theta": read.number("rope.freq_base", 10_000.0)}
-        if (scaling := read.raw("rope.scaling.type")) in ("yarn", "linear"):
+        if (scaling := read.text("rope.scaling.type")) in ("yarn", "linear"):
             rope.update(rope_type=scaling, factor=read.number("rope.scaling.factor"))
             original = read.integer("rope.scaling.original_context_length", None)
             if scaling == "yarn" and original is not None:

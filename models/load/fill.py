@@ -46,12 +46,18 @@ class Slot:
 
 
 def build_on_meta(source: Source) -> nn.Module:
-    """The Hugging Face causal LM of the source in eval mode: parameters on the meta device, buffers real on the CPU."""
+    """The Hugging Face causal LM of the source in eval mode: parameters on the meta device, buffers real on the CPU.
+
+    LoadError if Hugging Face cannot build a model of this config.
+    """
     from accelerate import init_empty_weights
 
-    with init_empty_weights(include_buffers=False):
-        model = source.family.build(source.config)
-    return model.eval()
+    try:
+        with init_empty_weights(include_buffers=False):
+            return source.family.build(source.config).eval()
+    except Exception as error:  # a config can be well-formed and still make any of its layers raise anything
+        what = f"{type(error).__name__}: {str(error)[:200]}"
+        raise LoadError(f"{source.path or source.name}: no model can be built of this config: {what}") from error
 
 
 def fill(

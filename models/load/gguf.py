@@ -99,7 +99,8 @@ class _Parser:
         alignment = metadata.get("general.alignment", 32)
         if type(alignment) is not int or not 8 <= alignment <= 1 << 20 or alignment & (alignment - 1):
             raise self.fail(f"general.alignment = {alignment!r}, expected a power of two from 8 to {1 << 20}")
-        if (splits := metadata.get("split.count", 1)) not in (0, 1):
+        splits = metadata.get("split.count", 1)
+        if type(splits) is not int or splits > 1:
             raise self.fail(f"one part of a split model (split.count = {splits!r}); join it: llama-gguf-split --merge")
         infos = [self._tensor_info(index) for index in range(tensor_count)]
         return GgufFile(self.path, version, metadata, self._place(infos, alignment))

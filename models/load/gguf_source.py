@@ -56,9 +56,9 @@ def generation_defaults(file: GgufFile, family: Family) -> dict[str, Any]:
     defaults: dict[str, Any] = {}
     ends = [_token_id(file, f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
     tokens = file.metadata.get("tokenizer.ggml.tokens", [])
-    types = file.metadata.get("tokenizer.ggml.token_type", [])
+    types = file.metadata.get("tokenizer.ggml.token_type")
     wanted = set(family.end_of_turn)
-    if isinstance(tokens, list) and len(tokens) == len(types):
+    if isinstance(tokens, list) and hasattr(types, "tolist") and len(tokens) == len(types):
         ends += [i for i, token in enumerate(tokens) if token in wanted and types[i] in (3, 4)]  # control, user-defined
     if found := list(dict.fromkeys(i for i in ends if i is not None)):
         defaults["eos_token_id"] = found

@@ -49,6 +49,8 @@ def tokenizer_from_directory(path: Path) -> PreTrainedTokenizerBase | None:
 def tokenizer_from_gguf(file: GgufFile) -> PreTrainedTokenizerFast | None:
     """The tokenizer of a GGUF file with its chat template; None if the file has none (tokenizer.ggml.model "none")."""
     scheme = file.metadata.get("tokenizer.ggml.model", "none")
+    if not isinstance(scheme, str):
+        raise LoadError(f"{file.path}: tokenizer.ggml.model is {type(scheme).__name__}, expected a string")
     if scheme == "none":
         return None
     vocabulary = _Vocabulary(file)

@@ -230,7 +230,7 @@ def test_gemma3_27b_scale_from_gguf_depth():
         ("gemma4.block_count", 12.5, "expected a positive integer"),
         ("gemma4.block_count", 1 << 31, "expected at most"),
         ("gemma4.attention.sliding_window_pattern", [True], "has 1 values, expected 12"),
-        ("gemma4.attention.head_count_kv", "4", "not numbers"),
+        ("gemma4.attention.head_count_kv", "4", "not whole numbers"),
         ("gemma4.attention.head_count_kv", 0, "config"),
         ("gemma4.attention.shared_kv_layers", 20, "shared_kv_layers = 20 is not supported"),
         ("gemma4.embedding_length_per_layer_input", 256, "is not supported"),
