@@ -20,7 +20,7 @@ from runner.step import NOT_A_TOKEN, DecodeStep, Sampler
 
 log = logging.getLogger(__name__)
 
-IN_FLIGHT = 2  # steps launched ahead of the host; one hides the host, a second hides its jitter
+IN_FLIGHT = {"cuda": 2, "cpu": 1}  # steps launched before the host reads a token; a CPU gains nothing from a second
 
 
 class Engine:
@@ -122,10 +122,11 @@ class Engine:
         """Yield the decoded tokens in order, each as soon as it exists. RunnerError at a step with NaN logits."""
         launched: deque[_Emitted] = deque()
         yielded = 0
-        pipe = [_Emitted(self.device) for _ in range(IN_FLIGHT)]
+        depth = IN_FLIGHT[self.device.type]
+        pipe = [_Emitted(self.device) for _ in range(depth)]
         while not self._stopped and yielded < self._limit:
-            while len(launched) < IN_FLIGHT and yielded + len(launched) < self._limit:
-                launched.append(self._launch(pipe[self.steps_run % IN_FLIGHT]))
+            while len(launched) < depth and yielded + len(launched) < self._limit:
+                launched.append(self._launch(pipe[self.steps_run % depth]))
             token = launched.popleft().wait()
             yielded += 1
             self.position += 1
