@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
+from kernels.clock import locate
 from models.spec import AttentionSpec, ModelSpec
 
 
@@ -112,15 +113,13 @@ class KVCaches:
         self.length = 0
         self.position = torch.zeros(1, device=device, dtype=torch.int64)
         self.layers = [LayerCache(layer, ctx_size, device=device, dtype=dtype) for layer in spec.layers]
-        self._cursors: dict[int, DecodeCursor] = {}
+        capacities = sorted({cache.capacity for cache in self.layers})
+        self._capacities = torch.tensor(capacities, device=device, dtype=torch.int64)
+        self._rows = torch.zeros(len(capacities), device=device, dtype=torch.int64)
+        self._kv_lens = torch.zeros(len(capacities), device=device, dtype=torch.int32)
         for cache in self.layers:
-            cache.cursor = self._cursors.setdefault(
-                cache.capacity,
-                DecodeCursor(
-                    row=torch.zeros(1, device=device, dtype=torch.int64),
-                    kv_len=torch.zeros(1, device=device, dtype=torch.int32),
-                ),
-            )
+            here = slice(place := capacities.index(cache.capacity), place + 1)
+            cache.cursor = DecodeCursor(row=self._rows[here], kv_len=self._kv_lens[here])
 
     @property
     def nbytes(self) -> int:
@@ -128,10 +127,7 @@ class KVCaches:
 
     def begin_decode(self, position: torch.Tensor) -> None:
         """Set the device's clock to `position` (int64 [1] on the device), and every layer's cursor; no host sync."""
-        self.position.copy_(position)
-        for capacity, cursor in self._cursors.items():
-            torch.remainder(position, capacity, out=cursor.row)
-            cursor.kv_len.copy_((position + 1).clamp(max=capacity))
+        locate(position, self._capacities, self.position, self._rows, self._kv_lens)
 
     def reset(self) -> None:
         """Forget the sequence. Rows stay as they are: kv_len keeps them from being read."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 
+from kernels.clock import advance
 from models.lm import CausalLM
 
 NOT_A_TOKEN = -1  # emitted in place of a token when the logits hold NaN
@@ -40,10 +41,7 @@ class DecodeStep:
 
     def __call__(self) -> None:
         logits = self.lm.decode(self.token, self.position)
-        token = self.sampler(logits, self.index)
-        # max() carries NaN through; what a sampler makes of NaN is arbitrary and must not look like a token.
-        broken = logits.amax(dim=-1).isnan()
-        self.emitted.copy_(torch.where(broken, NOT_A_TOKEN, token))
-        self.token.copy_(token.clamp(min=0, max=logits.shape[-1] - 1).unsqueeze(0))
-        self.position.add_(1)
-        self.index.add_(1)
+        sampled = self.sampler(logits, self.index)
+        # A maximum carries NaN through; what a sampler makes of NaN is arbitrary and must not look like a token.
+        highest = logits.amax(dim=-1)
+        advance(sampled, highest, self.token, self.position, self.index, self.emitted, not_a_token=NOT_A_TOKEN)
