@@ -5,7 +5,6 @@ The formulas of every block format are those of the `gguf` package (gguf/quants.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +16,6 @@ from models.load.gguf import TYPES, GgufTensor
 CHUNK_VALUES = 1 << 22  # 16 MiB as float32: the only full-width copy that ever exists
 _BLOCKS = {name: (block, nbytes) for name, block, nbytes in TYPES.values()}
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-def read_packed(path: Path, tensor: GgufTensor) -> torch.Tensor:
-    """The tensor's bytes as they are: uint8 [rows, bytes of a row], rows being all dimensions but the last."""
-    rows = math.prod(tensor.shape[:-1])
-    return torch.from_numpy(_read(path, tensor, 0, tensor.nbytes)).view(rows, -1)
 
 
 def read_values(path: Path, tensor: GgufTensor, out: torch.Tensor, start: int) -> None:

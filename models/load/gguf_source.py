@@ -30,6 +30,9 @@ def gguf_source(path: Path, name: str) -> Source:
     family = family_for_gguf(file.metadata.get("general.architecture"), str(path))
     shapes = {tensor.name: tensor.shape for tensor in file.tensors.values()}
     fields = family.config_from_gguf(file.metadata, shapes, str(path))
+    rows, tokens = shapes["token_embd.weight"][0], file.metadata.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, list) and len(tokens) > rows:
+        raise LoadError(f"{path}: a vocabulary of {len(tokens)} tokens, but token_embd.weight has {rows} rows")
     defaults = generation_defaults(file, family)
     fields["eos_token_id"] = defaults.get("eos_token_id") or None
     fields["bos_token_id"] = defaults.get("bos_token_id")
@@ -56,7 +59,7 @@ def generation_defaults(file: GgufFile, family: Family) -> dict[str, Any]:
     defaults: dict[str, Any] = {}
     ends = [_token_id(file, f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
     tokens = file.metadata.get("tokenizer.ggml.tokens", [])
-    types = file.metadata.get("tokenizer.ggml.token_type")
+    types: Any = file.metadata.get("tokenizer.ggml.token_type")
     wanted = set(family.end_of_turn)
     if isinstance(tokens, list) and hasattr(types, "tolist") and len(tokens) == len(types):
         ends += [i for i, token in enumerate(tokens) if token in wanted and types[i] in (3, 4)]  # control, user-defined
@@ -74,7 +77,7 @@ def _token_id(file: GgufFile, key: str) -> int | None:
     value = file.metadata.get(key)
     if value is None:
         return None
-    rows = file.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in file.tensors else 0
+    rows = file.tensors["token_embd.weight"].shape[0]
     if type(value) is not int or not 0 <= value < rows:
         raise LoadError(f"{file.path}: {key} = {value!r}, expected a token id below {rows}")
     return value

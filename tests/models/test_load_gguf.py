@@ -9,7 +9,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from models.errors import LoadError
-from models.load.dequantize import read_packed, read_values
+from models.load.dequantize import read_values
 from models.load.gguf import TYPES, read_gguf
 
 KINDS = dict(u8=0, i8=1, u16=2, i16=3, u32=4, i32=5, f32=6, bool=7, str=8, u64=10, i64=11, f64=12)
@@ -109,7 +109,6 @@ def test_values_of_every_type(write, number, monkeypatch):
     path = write([], [info("t", (columns, rows), number, 0)], packed.tobytes())
     tensor = read_gguf(path).tensors["t"]
     assert tensor.nbytes == packed.size
-    assert torch.equal(read_packed(path, tensor), torch.from_numpy(packed).view(rows, -1))
     out = torch.full((rows * columns,), float("nan"))
     for start in (0, 768, 2048):
         stop = {0: 768, 768: 2048, 2048: rows * columns}[start]

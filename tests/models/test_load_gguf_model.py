@@ -173,6 +173,12 @@ def test_token_ids_beyond_the_embedding(build_tiny_model, write_gguf, key, value
         resolve(str(path))
 
 
+def test_a_vocabulary_larger_than_the_embedding(build_tiny_model, write_gguf):
+    path = write_gguf(build_tiny_model("qwen3"), "qwen3", extra=lambda w: w.add_token_list(["t"] * 98))
+    with pytest.raises(LoadError, match=r"a vocabulary of 98 tokens, but token_embd.weight has 97 rows"):
+        resolve(str(path))
+
+
 def test_an_unknown_architecture(tmp_path):
     writer = GGUFWriter(tmp_path / "x.gguf", "gemma2")
     for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
