@@ -7,13 +7,13 @@ facts that surprise; families.py lists them.
 from __future__ import annotations
 
 import math
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from models import hf_guard  # noqa: F401  before transformers, which every family imports when it is used
 from models.errors import LoadError
+from models.gguf_metadata import MAX_LAYERS, brief
 from models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _SIZES = (
     *("num_attention_heads", "num_key_value_heads", "head_dim", "query_pre_attn_scalar"),
 )
 # Far above any real model; what lies beyond is a corrupt header, and Hugging Face would allocate for it.
-MAX_LAYERS, MAX_SIZE, MAX_HEAD_DIM = 1024, 1 << 24, 1 << 14
+MAX_SIZE, MAX_HEAD_DIM = 1 << 24, 1 << 14
 
 
 class Family(ABC):
@@ -107,7 +107,7 @@ class Family(ABC):
             self._refuse_unsupported(fields, where)
         layers = fields.get("num_hidden_layers", 1)
         if not isinstance(layers, int) or layers > MAX_LAYERS:  # before Hugging Face builds lists of that length
-            raise LoadError(f"{where}: num_hidden_layers = {_brief(layers)}, expected an integer up to {MAX_LAYERS}")
+            raise LoadError(f"{where}: num_hidden_layers = {brief(layers)}, expected an integer up to {MAX_LAYERS}")
         for key in ("architectures", "model_type", "transformers_version", "auto_map", "dtype", "torch_dtype"):
             fields.pop(key, None)
         try:
@@ -122,10 +122,10 @@ class Family(ABC):
         values = vars(config)  # not getattr: Gemma 4's config guards attributes that its layers may override
         for key in _SIZES:
             if key in values and (type(values[key]) is not int or not 0 < values[key] <= MAX_SIZE):
-                raise LoadError(f"{where}: {key} = {_brief(values[key])}, expected an integer from 1 to {MAX_SIZE}")
+                raise LoadError(f"{where}: {key} = {brief(values[key])}, expected an integer from 1 to {MAX_SIZE}")
         for key in ("rms_norm_eps", "final_logit_softcapping"):
             if (value := values.get(key)) is not None and not _positive(value):
-                raise LoadError(f"{where}: {key} = {_brief(value)}, expected a positive number")
+                raise LoadError(f"{where}: {key} = {brief(value)}, expected a positive number")
         if len(config.layer_types) != config.num_hidden_layers:
             found = len(config.layer_types)
             raise LoadError(
@@ -151,7 +151,7 @@ class Family(ABC):
     def _refuse_unsupported(self, fields: Mapping[str, Any], where: str) -> None:
         for key, refuses in {**_UNSUPPORTED_EVERYWHERE, **self.unsupported}.items():
             if key in fields and refuses(fields[key]):
-                raise LoadError(f"{where}: {key} = {_brief(fields[key])} is not supported by this runner ({self.name})")
+                raise LoadError(f"{where}: {key} = {brief(fields[key])} is not supported by this runner ({self.name})")
         for key in ("hidden_activation", "hidden_act"):
             if fields.get(key, self.activation) not in (self.activation, None):
                 raise LoadError(f"{where}: {key} = {fields[key]!r} is not supported, expected {self.activation!r}")
@@ -171,91 +171,6 @@ class Family(ABC):
                     )
 
 
-def rename_blocks(name: str, blocks: Mapping[str, str], others: Mapping[str, str | None]) -> str | None:
-    """Translate a GGUF name by two tables: suffixes of `blk.<n>.`, whole names. Unknown names stay."""
-    if name in others:
-        return others[name]
-    if (match := re.fullmatch(r"blk\.(\d+)\.(.+)", name)) and match[2] in blocks:
-        return f"model.layers.{int(match[1])}.{blocks[match[2]]}"
-    return name
-
-
-class Metadata:
-    """Typed reading of one architecture's GGUF keys: `number("block_count")` reads `gemma3.block_count`."""
-
-    def __init__(self, metadata: Mapping[str, Any], architecture: str, where: str) -> None:
-        self._metadata, self._prefix, self._where = metadata, architecture + ".", where
-
-    def has_number(self, key: str) -> bool:
-        """Whether the key holds one number (and not, say, one for every layer)."""
-        return isinstance(self._metadata.get(self._prefix + key), (int, float))
-
-    def text(self, key: str) -> str | None:
-        """A string, None where the file has none."""
-        value = self._metadata.get(self._prefix + key)
-        if value is not None and not isinstance(value, str):
-            raise LoadError(f"{self._where}: {self._prefix}{key} is {type(value).__name__}, expected a string")
-        return value
-
-    def number(self, key: str, default: Any = ...) -> Any:
-        """An int or float; a missing key without a default is a LoadError."""
-        value = self._get(key, default)
-        if value is default:
-            return value
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise LoadError(f"{self._where}: {self._prefix}{key} is {type(value).__name__}, expected a number")
-        return value
-
-    def integer(self, key: str, default: Any = ...) -> Any:
-        """A positive int; a missing key without a default is a LoadError."""
-        value = self.number(key, default)
-        if value is default:
-            return value
-        if not isinstance(value, int) or value <= 0:
-            raise LoadError(f"{self._where}: {self._prefix}{key} = {value}, expected a positive integer")
-        return value
-
-    def per_layer(self, key: str, layers: int, default: Any = ...) -> list[Any]:
-        """One int or bool a layer; the file may hold one scalar for all of them."""
-        value = self._get(key, default)
-        if value is default:
-            return [default] * layers
-        values = value.tolist() if hasattr(value, "tolist") else value
-        values = values if isinstance(values, list) else [values] * layers
-        if len(values) != layers:
-            raise LoadError(f"{self._where}: {self._prefix}{key} has {len(values)} values, expected {layers}")
-        if not all(isinstance(v, int) for v in values):
-            raise LoadError(f"{self._where}: {self._prefix}{key} holds values that are not whole numbers")
-        return values
-
-    def refuse(self, *keys: str) -> None:
-        """LoadError if a key asks for something that no part of this runner computes."""
-        for key in keys:
-            value = self._metadata.get(self._prefix + key)
-            if value is not None and any(self.per_layer(key, len(value)) if hasattr(value, "__len__") else [value]):
-                raise LoadError(f"{self._where}: {self._prefix}{key} = {_brief(value)} is not supported by this runner")
-
-    def layers(self) -> int:
-        """block_count, bounded before anything is made that long."""
-        layers = self.integer("block_count")
-        if layers > MAX_LAYERS:
-            raise LoadError(f"{self._where}: {self._prefix}block_count = {layers}, expected at most {MAX_LAYERS}")
-        return layers
-
-    def vocab_size(self, shapes: Mapping[str, Sequence[int]]) -> int:
-        """Rows of the embedding: the one truth about the vocabulary that every file states."""
-        shape = shapes.get("token_embd.weight", ())
-        if len(shape) != 2:
-            raise LoadError(f"{self._where}: tensor token_embd.weight is missing or not a matrix, found {list(shape)}")
-        return shape[0]
-
-    def _get(self, key: str, default: Any) -> Any:
-        value = self._metadata.get(self._prefix + key, default)
-        if value is ...:
-            raise LoadError(f"{self._where}: metadata key {self._prefix}{key} is missing")
-        return value
-
-
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(lines)[:300]}"
@@ -263,8 +178,3 @@ def _first_line(error: Exception) -> str:
 
 def _positive(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -16,8 +16,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from models.family import Family, Metadata, rename_blocks
+from models.family import Family
 from models.gemma4 import multimodal_checkpoint_name
+from models.gguf_metadata import Metadata, rename_blocks
 from models.spec import AttentionSpec, ModelSpec
 
 GGUF_BLOCK = {

@@ -19,7 +19,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from models.family import Family, Metadata, rename_blocks
+from models.family import Family
+from models.gguf_metadata import Metadata, rename_blocks
 from models.spec import AttentionSpec, ModelSpec
 
 GGUF_BLOCK = {

@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from models.family import Family, Metadata, rename_blocks
+from models.family import Family
+from models.gguf_metadata import Metadata, rename_blocks
 from models.spec import AttentionSpec, ModelSpec
 
 GGUF_BLOCK = {

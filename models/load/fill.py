@@ -1,17 +1,13 @@
 """Build a source's model without memory, then give every weight its place on the device and its values.
 
-Nothing is allocated before the names and shapes of the source and the model agree. On a GPU the way is
-file -> one of two pinned staging buffers (read by several threads) -> asynchronous copy on a side stream, which is
-several times as fast as safe_open(device="cuda"). On the CPU values go straight to their place.
-Peak host memory is therefore the model in its target dtype plus the staging buffers, whatever the size of a tensor.
+Nothing is allocated before the names and shapes of the source and the model agree; then tensor after tensor goes from
+its file to its place. Peak host memory is the model in its target dtype plus a few chunks, whatever the size of a tensor.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -19,11 +15,8 @@ from torch import nn
 
 from models.errors import LoadError
 from models.load.agree import agree
-from models.load.source import READ_GRAIN, Source, StoredTensor
-
-STAGING_BYTES = 64 << 20  # of each of the two pinned buffers
-READERS = min(8, os.cpu_count() or 1)
-PART_VALUES = 1 << 21  # smallest piece worth a thread of its own; a multiple of READ_GRAIN
+from models.load.copier import PART_VALUES, copier_for
+from models.load.source import Source, StoredTensor
 
 
 @dataclass(frozen=True)
@@ -153,8 +146,7 @@ def _fill_from_files(
 ) -> None:
     total, done = source.stored_bytes, 0
     seen: dict[str, str] = {}
-    with ThreadPoolExecutor(READERS) as readers:
-        copier = _PinnedCopier(device, readers) if device.type == "cuda" else _DirectCopier(readers)
+    with copier_for(device) as copier:
         for tensor in source.stored:
             name = tied.get(tensor.name, tensor.name)
             if name in seen:  # a checkpoint that stores lm_head beside the embedding it is tied to
@@ -166,55 +158,6 @@ def _fill_from_files(
             done += tensor.nbytes
             if progress is not None:
                 progress(done, total)
-        copier.finish()
-
-
-class _DirectCopier:
-    """Values go from the file to their place in host memory."""
-
-    def __init__(self, readers: ThreadPoolExecutor) -> None:
-        self.readers = readers
-
-    def copy(self, tensor: StoredTensor, place: torch.Tensor) -> None:
-        _read_parts(self.readers, tensor, place, 0)
-
-    def finish(self) -> None:
-        pass
-
-
-class _PinnedCopier:
-    """Values go through two pinned buffers: one is read into while the other is on its way to the device."""
-
-    def __init__(self, device: torch.device, readers: ThreadPoolExecutor) -> None:
-        self.readers = readers
-        self.stream = torch.cuda.Stream(device)
-        self.stream.wait_stream(torch.cuda.current_stream(device))  # the places may reuse memory still in use there
-        self.buffers = [torch.empty(STAGING_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
-        self.events = [torch.cuda.Event() for _ in range(2)]
-        self.turn = 0
-
-    def copy(self, tensor: StoredTensor, place: torch.Tensor) -> None:
-        step = STAGING_BYTES // place.element_size() // READ_GRAIN * READ_GRAIN
-        for start in range(0, place.numel(), step):
-            piece = place[start : start + step]
-            self.events[self.turn].synchronize()
-            staged = self.buffers[self.turn].view(place.dtype)[: piece.numel()]
-            _read_parts(self.readers, tensor, staged, start)
-            with torch.cuda.stream(self.stream):
-                piece.copy_(staged, non_blocking=True)
-                self.events[self.turn].record(self.stream)
-            self.turn ^= 1
-
-    def finish(self) -> None:
-        self.stream.synchronize()
-
-
-def _read_parts(readers: ThreadPoolExecutor, tensor: StoredTensor, out: torch.Tensor, start: int) -> None:
-    """tensor.read_into(out, start), shared out over the readers."""
-    part = max(PART_VALUES, -(-out.numel() // READERS // READ_GRAIN) * READ_GRAIN)
-    jobs = [readers.submit(tensor.read_into, out[at : at + part], start + at) for at in range(0, out.numel(), part)]
-    for job in jobs:
-        job.result()
 
 
 def _check_same(place: torch.Tensor, tensor: StoredTensor, other: str) -> None:

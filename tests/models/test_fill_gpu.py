@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.load import fill as ours
+from models.load import copier
 from models.load.fill import build_on_meta, fill
 from models.load.resolve import resolve
 
@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 @pytest.mark.parametrize("staging", [1 << 12, 64 << 20])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_gpu_gets_what_the_cpu_gets(tiny, tmp_path, monkeypatch, dtype, staging):
-    monkeypatch.setattr(ours, "STAGING_BYTES", staging)
+    monkeypatch.setattr(copier, "STAGING_BYTES", staging)
     _, model = tiny
     model.save_pretrained(tmp_path)
     source = resolve(str(tmp_path))
