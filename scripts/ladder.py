@@ -29,22 +29,23 @@ DISCARD = 2  # runs dropped at each end of the sorted ten, as the origin's bench
 
 @dataclass(frozen=True)
 class Rung:
-    """One configuration; `share` of the asked tokens and runs is spent on it."""
+    """One configuration, and at most how many tokens and runs are spent on its rate (None: all that were asked for)."""
 
     name: str
     options: dict[str, Any]
-    slow: bool = False
+    most: tuple[int, int] | None = (64, 6)
 
 
+SLOW = (24, 2)
 OFF = dict(fuse="none", pdl=False)
 RUNGS = (
-    Rung("transformers generate, static cache, eager", dict(attention="hf", cuda_graph=False, **OFF), slow=True),
-    Rung("Hugging Face attention and cache, eager", dict(attention="hf", cuda_graph=False, **OFF), slow=True),
-    Rung("routed attention, eager", dict(attention="routed", cuda_graph=False, **OFF), slow=True),
+    Rung("transformers generate, static cache, eager", dict(attention="hf", cuda_graph=False, **OFF), SLOW),
+    Rung("Hugging Face attention and cache, eager", dict(attention="hf", cuda_graph=False, **OFF), SLOW),
+    Rung("routed attention, eager", dict(attention="routed", cuda_graph=False, **OFF), SLOW),
     Rung("+ CUDA graph, standard attention", dict(attention="standard", cuda_graph=True, **OFF)),
     Rung("+ routed attention (split-K)", dict(attention="routed", cuda_graph=True, **OFF)),
     Rung("+ fused layers", dict(attention="routed", cuda_graph=True, fuse="layer", pdl=False)),
-    Rung("+ dependent launch", dict(attention="routed", cuda_graph=True, fuse="layer", pdl=True)),
+    Rung("+ dependent launch", dict(attention="routed", cuda_graph=True, fuse="layer", pdl=True), None),
 )
 
 
@@ -76,7 +77,7 @@ def middle(samples: list[float]) -> list[float]:
 
 def measure(rung: Rung, args: argparse.Namespace, bandwidth: float, rate: float) -> Result:
     """Load the model as the rung says, run it, and take it down again."""
-    tokens, runs = (min(args.new, 24), 2) if rung.slow else (args.new, args.runs)
+    tokens, runs = map(min, (args.new, args.runs), rung.most or (args.new, args.runs))
     config = RunConfig(model=args.model, load_format="dummy", ctx_size=args.prompt + args.new, **rung.options)
     torch.cuda.reset_peak_memory_stats()
     runner = Runner.from_config(config)
