@@ -7,11 +7,13 @@ the first PRELOAD tiles are requested before the wait, so that the memory works 
 are many and short (SERIES groups of ROWS rows each): the hardware hands them out, which balances the tail better than a
 persistent loop. x is read from L1/L2.
 
-Prologue: RMSNorm of x by deferred scale, y = rsqrt(mean(x^2) + eps) * sum(w * x * gain): every program computes the same
-scalar. It costs more than a norm in the kernel in front (NOTES.md); decode uses `sandwich` for that. Epilogue: soft-cap,
-residual, or act(gate) * up for rows n and N/2 + n. Sums are taken in a fixed order, so results repeat bit for bit.
+Prologue: RMSNorm of x by deferred scale, y = rsqrt(mean(x^2) + eps) * sum(w * x * gain): every program computes the
+same scalar. It costs more than a norm in the kernel in front (NOTES.md); decode uses `sandwich` for that. Epilogue:
+soft-cap, residual, or act(gate) * up for rows n and N/2 + n. Sums are taken in a fixed order, so results repeat bit
+for bit.
 """
 
+# mypy: disable-error-code=assignment
 from __future__ import annotations
 
 import torch
@@ -84,7 +86,7 @@ def _matvec_kernel(
     tiles = ()
     for s in tl.static_range(PRELOAD):
         rows, rows_ok, _, _ = _row_group(pid, N, s // TILES, ROWS, SERIES, GATED)
-        tiles += (_load_tile(w, rows, rows_ok, s % TILES, K, BLOCK, EVEN_ROWS),)  # type: ignore[assignment]
+        tiles += (_load_tile(w, rows, rows_ok, s % TILES, K, BLOCK, EVEN_ROWS),)
     if PDL:
         gdc_wait()
     squares = tl.zeros([BLOCK], tl.float32)
@@ -92,7 +94,7 @@ def _matvec_kernel(
     for s in tl.static_range(STEPS):
         if s + PRELOAD < STEPS:
             rows, rows_ok, _, _ = _row_group(pid, N, (s + PRELOAD) // TILES, ROWS, SERIES, GATED)
-            tiles += (_load_tile(w, rows, rows_ok, (s + PRELOAD) % TILES, K, BLOCK, EVEN_ROWS),)  # type: ignore[assignment]
+            tiles += (_load_tile(w, rows, rows_ok, (s + PRELOAD) % TILES, K, BLOCK, EVEN_ROWS),)
         rows, rows_ok, outputs, ok = _row_group(pid, N, s // TILES, ROWS, SERIES, GATED)
         if s % TILES == 0:
             acc = tl.zeros([rows.shape[0], BLOCK], tl.float32)
