@@ -1,7 +1,8 @@
 """Build a source's model without memory, then give every weight its place on the device and its values.
 
 Nothing is allocated before the names and shapes of the source and the model agree; then tensor after tensor goes from
-its file to its place. Peak host memory is the model in its target dtype plus a few chunks, whatever the size of a tensor.
+its file to its place. Peak host memory is the model in its target dtype plus a few chunks, however large
+a tensor is.
 """
 
 from __future__ import annotations

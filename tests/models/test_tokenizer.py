@@ -210,7 +210,8 @@ def test_the_sound_vocabulary_of_the_fault_table():
     ("changes", "message"),
     [
         (dict(ggml__model="bert"), "tokenizer.ggml.model 'bert' is not supported, expected llama, gemma4 or gpt2"),
-        (dict(ggml__model=3), "is not supported"),
+        (dict(ggml__model=3), "tokenizer.ggml.model is int, expected a string"),
+        (dict(ggml__model=np.arange(0)), "tokenizer.ggml.model is ndarray, expected a string"),
         (dict(ggml__pre="deepseek"), "tokenizer.ggml.pre 'deepseek' is not supported, expected one of qwen2"),
         (dict(ggml__tokens=...), "metadata key tokenizer.ggml.tokens is missing"),
         (dict(ggml__tokens=[]), "tokenizer.ggml.tokens is empty"),
