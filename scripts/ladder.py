@@ -157,11 +157,13 @@ def main() -> None:
     bandwidth, rate = read_bandwidth(device), matmul_rate(device)
     free_device()
     print(f"read {bandwidth / 1e9:.0f} GB/s, bf16 matmul {rate / 1e12:.0f} TFLOP/s", flush=True)
-    results = []
+    body = dict(model=args.model, prompt=args.prompt, read_bandwidth=bandwidth, matmul_rate=rate)
+    results: list[dict[str, Any]] = []
     for rung in [RUNGS[int(number)] for number in args.rungs.split(",")]:
         started = time.perf_counter()
         result = measure(rung, args, bandwidth, rate)
-        results.append(result)
+        results.append(asdict(result))
+        write_result(args.out, f"ladder-{args.model}-{args.prompt}", {**body, "rungs": results})  # rung by rung
         free_device()
         print(
             f"{rung.name:42s} decode {result.kept_decode:8.2f} +- {result.kept_decode_sd:.2f} tok/s ({result.mbu:.1%} "
@@ -169,10 +171,6 @@ def main() -> None:
             f"({result.mfu:.1%} MFU), peak {result.peak_gib:.1f} GiB, {time.perf_counter() - started:.0f} s",
             flush=True,
         )
-    body = dict(model=args.model, prompt=args.prompt, read_bandwidth=bandwidth, matmul_rate=rate)
-    write_result(
-        args.out, f"ladder-{args.model}-{args.prompt}", {**body, "rungs": [asdict(result) for result in results]}
-    )
 
 
 if __name__ == "__main__":
