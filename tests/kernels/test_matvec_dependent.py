@@ -1,4 +1,4 @@
-"""Dependent launch on the GPU: a kernel that reads too early gives wrong numbers without an error, so bits are compared."""
+"""Dependent launch on the GPU: a kernel that reads too early is wrong without an error, so bits are compared."""
 
 from __future__ import annotations
 
