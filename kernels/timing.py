@@ -5,6 +5,7 @@ Plain timing of a launch of a few microseconds measures the host. Replaying one 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -25,34 +26,34 @@ def capture(calls: Sequence[Callable[[], object]]) -> torch.cuda.CUDAGraph:
     return graph
 
 
-def graph_times(calls: Sequence[Callable[[], object]], *, replays: int = 10, warm: int = 2) -> list[float]:
-    """Microseconds a call, one figure a replay: the replay's time over the number of calls in it.
+def graph_times(calls: Sequence[Callable[[], object]], *, runs: int = 10, warm_ms: float = 20.0) -> list[float]:
+    """Microseconds a call, one figure a run: a replay's time over the number of calls in it.
 
     The calls run one after the other and do the same work on different inputs. For a cold L2 their inputs together must
     be several times its size (see sets_for_cold_l2).
     """
-    graph = capture(calls)
-    for _ in range(warm):
-        graph.replay()
-    return _times(graph.replay, len(calls), replays)
+    return _times(capture(calls).replay, len(calls), runs, warm_ms)
 
 
-def plain_times(calls: Sequence[Callable[[], object]], *, replays: int = 10, warm: int = 2) -> list[float]:
+def plain_times(calls: Sequence[Callable[[], object]], *, runs: int = 10, warm_ms: float = 20.0) -> list[float]:
     """As graph_times, but launched one by one by the host: what eager code pays."""
 
     def run() -> None:
         for call in calls:
             call()
 
-    for _ in range(warm):
-        run()
-    return _times(run, len(calls), replays)
+    return _times(run, len(calls), runs, warm_ms)
 
 
-def _times(run: Callable[[], object], calls: int, replays: int) -> list[float]:
+def _times(run: Callable[[], object], calls: int, runs: int, warm_ms: float) -> list[float]:
+    """Warm up for `warm_ms` (a GPU that has just idled answers up to 15 % late), then time each run on its own."""
     torch.cuda.synchronize()
+    began = time.perf_counter()
+    while (time.perf_counter() - began) * 1e3 < warm_ms:
+        run()
+        torch.cuda.synchronize()
     marks = []
-    for _ in range(replays):
+    for _ in range(runs):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         run()
@@ -62,7 +63,7 @@ def _times(run: Callable[[], object], calls: int, replays: int) -> list[float]:
     return [start.elapsed_time(end) * 1e3 / calls for start, end in marks]
 
 
-def sets_for_cold_l2(bytes_a_call: int, device: torch.device, *, times: float = 3.0, most: int = 1024) -> int:
+def sets_for_cold_l2(bytes_a_call: int, device: torch.device, *, times: float = 2.0, most: int = 1024) -> int:
     """How many input sets to rotate so that each is evicted before its turn comes again (at least 2)."""
     l2 = torch.cuda.get_device_properties(device).L2_cache_size
     return max(2, min(most, int(times * l2 / bytes_a_call) + 1))

@@ -1,9 +1,8 @@
-"""Find the configurations behind kernels/sdpa/routes/<gpu>.json: a two-stage search over every shape of the table.
+"""Find the configurations behind kernels/sdpa/routes/<gpu>.json: every tile, spread and reduction on every shape.
 
-    python3 scripts/tune_sdpa.py --output h200.json [--samples samples.json] [--commit HASH]
+    python3 scripts/tune_sdpa.py --output h200.json [--samples samples.json] [--commit HASH] [--also NAME ...]
 
-First every tile at two lengths, then the best few of them with every reduction at all lengths. Timing as in
-kernels/sdpa/calibrate.py. Several minutes of one GPU; users calibrate instead.
+Timing as in kernels/sdpa/calibrate.py. Two minutes of one GPU; users calibrate instead, with fewer configurations.
 """
 
 from __future__ import annotations
@@ -27,20 +26,16 @@ from kernels.sdpa.shape import Shape
 from kernels.sdpa.table import Table, versions
 
 TILES = {  # head_dim -> (block_n, num_warps, num_stages)
-    128: [(32, 4, 4), (64, 4, 2), (64, 4, 3), (64, 8, 3)],
-    256: [(16, 4, 3), (32, 4, 2), (32, 4, 3), (64, 8, 2), (64, 8, 3)],
-    512: [(16, 4, 3), (16, 4, 4), (16, 8, 3), (32, 8, 2), (32, 8, 3)],
+    128: [(32, 4, 4), (64, 4, 3)],
+    256: [(32, 4, 2), (32, 4, 3), (64, 8, 3)],
+    512: [(16, 4, 3), (16, 4, 4), (32, 8, 3)],
 }
-EARLY = {"reduce": "apart", "overlap": True, "dependent": True}
-REDUCTIONS = [
+ALONE = [
+    {"reduce": "fused", "dependent": True, "prefetch_rows": 64},
     {"reduce": "fused", "dependent": True},
-    {"reduce": "fused", "reducers": 16, "dependent": True},
-    {"reduce": "apart", "overlap": True},
-    EARLY,
-    {**EARLY, "narrow": True},
-    {**EARLY, "merge_columns": 32},
-    {**EARLY, "narrow": True, "merge_columns": 128},
 ]
+EARLY = {"reduce": "apart", "overlap": True, "dependent": True}
+APART = [EARLY, {**EARLY, "prefetch_rows": 32}, {**EARLY, "prefetch_rows": 128}]
 PREFILL_TILES = {  # head_dim -> (block_m, block_n, num_warps, num_stages, tma)
     128: [(128, 64, 8, 3, False), (128, 64, 8, 3, True), (128, 128, 8, 2, True), (64, 64, 4, 3, True)],
     256: [
@@ -59,9 +54,8 @@ PREFILL_TILES = {  # head_dim -> (block_m, block_n, num_warps, num_stages, tma)
     ],
 }
 FEW_QUERY_TILES = [(16, 32, 4, 3), (16, 64, 4, 2), (16, 16, 4, 4), (16, 32, 4, 2)]
-LENGTHS = (64, 256, 1024, 2048, 4096, 16384, 65536)
+LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 65536)
 VERIFY_LENGTHS = (1024, 16384)
-KEEP = 2
 
 
 def torch_routes(shape: Shape) -> list[Route]:
@@ -76,42 +70,34 @@ def standard_routes(shape: Shape) -> list[Route]:
     return [Route("standard", StandardConfig(*tile), "") for tile in tiles]
 
 
-def best(found: cal.Measured, kernel: str, keep: int) -> list[Route]:
-    """The fastest `keep` routes of one kernel."""
-    ours = [tried for tried in found.us if tried.kernel == kernel]
-    return sorted(ours, key=lambda tried: found.us[tried])[:keep]
-
-
-def search(shapes: list[Shape], probes: list[Shape], pool: cal.Pool, compiler: cal.Compiler) -> list[cal.Measured]:
-    """Both stages for shapes that differ in L_kv alone; `probes` are those of the first stage."""
-    first = [
-        Route("splitk", SplitKConfig(n, w, s, programs_per_sm=per, min_rows=min(n, 32), **EARLY), "")
-        for n, w, s in TILES[shapes[0].D]
-        for per in (1, 2, 3, 4)
-    ]
-    compiler.ahead([(probes[0], first)])
-    tiles: list[SplitKConfig] = []
-    for probe in probes:
-        found = cal.measure(probe, first, pool, replays=3)
-        report_errors(found)
-        for tried in best(found, "splitk", KEEP):
-            config = replace(tried.config, reduce="fused", overlap=False, dependent=False)
-            if config not in tiles:
-                tiles.append(config)
-    second = [
-        Route("splitk", replace(tile, min_rows=rows, **reduction), "")
-        for tile in tiles
+def splitk_routes(shape: Shape) -> list[Route]:
+    """Split-K on every tile, spread over one or two programs a multiprocessor; one launch alone for few keys."""
+    return [
+        Route("splitk", SplitKConfig(n, w, s, programs_per_sm=spread, min_rows=rows, **reduction), "")
+        for n, w, s in TILES[shape.D]
+        for spread in (1, 2)
         for rows in (32, 64)
-        for reduction in REDUCTIONS
+        for reduction in (ALONE if shape.L_kv <= 128 else APART)
     ]
-    standard = standard_routes(shapes[0])
-    compiler.ahead([(shapes[0], second), (shapes[0], standard)])
-    results = []
+
+
+def decode(shapes: list[Shape], pool: cal.Pool, compiler: cal.Compiler) -> list[cal.Measured]:
+    """Few queries over many keys, with a valid length on the device."""
+    work = []
     for shape in shapes:
-        slow = standard if shape.L_kv <= 16384 else standard[:1]
-        found = cal.measure(shape, [*second, *slow, *torch_routes(shape)], pool, replays=3)
-        report_errors(found)
-        results.append(found)
+        slow = standard_routes(shape)
+        slow = slow if shape.L_kv <= 1024 else slow[:1]
+        work.append((shape, [*splitk_routes(shape), *slow, *torch_routes(shape)]))
+    compiler.ahead(work)
+    return measured(work, pool)
+
+
+def measured(work: list[tuple[Shape, list[Route]]], pool: cal.Pool) -> list[cal.Measured]:
+    """Time it all; what fails is named, once a route, so that no gap in the table goes unexplained."""
+    results = [cal.measure(shape, routes, pool, runs=4) for shape, routes in work]
+    for found in results:
+        for tried, error in found.errors.items():
+            print(f"FAILED {found.shape} {tried.kernel} {tried.config}: {error[:200]}", flush=True)
     return results
 
 
@@ -121,16 +107,7 @@ def prefill(base: Shape, pool: cal.Pool, compiler: cal.Compiler) -> list[cal.Mea
     shapes = [*plain, *(replace(s, window=cal.PREFILL_WINDOW) for s in plain if s.L_q > cal.PREFILL_WINDOW)]
     work = [(shape, [*standard_routes(shape), *torch_routes(shape)]) for shape in shapes]
     compiler.ahead(work)
-    results = [cal.measure(shape, routes, pool) for shape, routes in work]
-    for found in results:
-        report_errors(found)
-    return results
-
-
-def report_errors(found: cal.Measured) -> None:
-    """Name what failed, once a route, so that no gap in the table goes unexplained."""
-    for tried, error in found.errors.items():
-        print(f"FAILED {found.shape} {tried.kernel} {tried.config}: {error[:200]}", flush=True)
+    return measured(work, pool)
 
 
 def show(found: cal.Measured) -> None:
@@ -160,13 +137,10 @@ def main() -> None:
     with cal.Compiler() as compiler:
         for H, K, D in cal.LAYERS:
             base = Shape(B=1, H=H, K=K, L_q=1, L_kv=1, D=D, device=gpu)
-            verify = replace(base, L_q=4, causal=True)
-            decode = [replace(base, L_kv=L) for L in options.lengths]
-            found = search(decode, [replace(base, L_kv=L) for L in (1024, 16384)], pool, compiler)
-            found += search(
-                [replace(verify, L_kv=L) for L in VERIFY_LENGTHS], [replace(verify, L_kv=4096)], pool, compiler
-            )
-            found += prefill(base, pool, compiler)
+            drafts = replace(base, L_q=4, causal=True)
+            shapes = [replace(base, L_kv=L) for L in options.lengths]
+            shapes += [replace(drafts, L_kv=L) for L in VERIFY_LENGTHS]
+            found = [*decode(shapes, pool, compiler), *prefill(base, pool, compiler)]
             for one in found:
                 show(one)
             results += found
@@ -184,9 +158,12 @@ def main() -> None:
         samples = [
             {
                 "shape": asdict(one.shape),
-                "us": [[t.kernel, t.config and asdict(t.config), us] for t, us in one.us.items()],
+                "kernel": tried.kernel,
+                "config": tried.config and asdict(tried.config),
+                "us": us,
             }
             for one in results
+            for tried, us in one.us.items()
         ]
         options.samples.write_text(json.dumps(samples))
 

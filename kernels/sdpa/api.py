@@ -238,8 +238,7 @@ def splitk_workspace(shape: Shape, device: torch.device, config: SplitKConfig | 
         fallback = default_config("splitk", shape)
         assert isinstance(fallback, SplitKConfig)
         config = fallback
-    dtype = getattr(torch, shape.dtype)
-    return make_workspace(shape.B * shape.K, shape.L_q * shape.group, shape.D, dtype, config, device)
+    return make_workspace(shape.B * shape.K, shape.L_q * shape.group, shape.D, config, device)
 
 
 def call_shape(

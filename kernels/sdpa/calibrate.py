@@ -53,14 +53,17 @@ class Pool:
         return [(parts[i, 0], parts[i, 1]) for i in range(fits)]
 
 
-def calls_of(shape: Shape, chosen: Route, pool: Pool, most: int = 1024) -> list[Callable[[], object]]:
-    """One call of the chosen kernel for each set of the pool, on fresh random queries; for timing."""
-    query = torch.randn(shape.B, shape.H, shape.L_q, shape.D, dtype=torch.bfloat16, device=pool.device)
+def calls_of(
+    shape: Shape, chosen: Route, pool: Pool, *, most: int = 1024, query: torch.Tensor | None = None
+) -> list[Callable[[], torch.Tensor]]:
+    """One call of the chosen kernel for each set of the pool, on one query (default: fresh random numbers)."""
+    if query is None:
+        query = torch.randn(shape.B, shape.H, shape.L_q, shape.D, dtype=torch.bfloat16, device=pool.device)
     out = torch.empty_like(query)
     bounded = chosen.kernel in ("splitk", "standard") and shape.L_q <= 8
     length = torch.tensor([shape.L_kv], dtype=torch.int32, device=pool.device) if bounded else None
 
-    def call(key: torch.Tensor, value: torch.Tensor) -> Callable[[], object]:
+    def call(key: torch.Tensor, value: torch.Tensor) -> Callable[[], torch.Tensor]:
         return lambda: run_route(
             chosen,
             query,
@@ -96,12 +99,12 @@ class Measured:
         return Row(self.shape, times, configs)
 
 
-def measure(shape: Shape, routes: Iterable[Route], pool: Pool, *, replays: int = 5) -> Measured:
+def measure(shape: Shape, routes: Iterable[Route], pool: Pool, *, runs: int = 5) -> Measured:
     """Time every route on this shape. A route that raises is kept by its error, not dropped."""
     result = Measured(shape)
     for tried in routes:
         try:
-            times = graph_times(calls_of(shape, tried, pool), replays=replays, warm=1)
+            times = graph_times(calls_of(shape, tried, pool), runs=runs, warm_ms=5.0)
         except (RuntimeError, ValueError) as error:
             result.errors[tried] = f"{type(error).__name__}: {error}".splitlines()[0]
         else:
@@ -110,11 +113,12 @@ def measure(shape: Shape, routes: Iterable[Route], pool: Pool, *, replays: int =
 
 
 def splitk_candidates(shape: Shape) -> list[SplitKConfig]:
-    """Few configurations around the default: more or fewer programs, both reductions."""
+    """The default and its neighbours: other spreads, the other reduction, no prefetch."""
     base = default_config("splitk", shape)
     assert isinstance(base, SplitKConfig)
+    other = replace(base, reduce="apart" if base.reduce == "fused" else "fused")
     spread = [replace(base, programs_per_sm=n) for n in (1, 2, 4)]
-    return [*spread, *(replace(c, reduce="apart") for c in spread)]
+    return [*spread, replace(base, min_rows=64 if base.min_rows == 32 else 32), replace(base, prefetch_rows=0), other]
 
 
 def standard_candidates(shape: Shape) -> list[StandardConfig]:

@@ -12,10 +12,10 @@ class SplitKConfig:
 
     The grid holds about `programs_per_sm` programs for each multiprocessor, whatever the buffer's length; a split never
     takes fewer than `min_rows` rows. `reduce`: "fused" merges the splits in the last `reducers` blocks that arrive at
-    a head (1 = the last one alone), "apart" in a second kernel of programs with `merge_columns` columns each, which
-    `overlap` lets start early. `narrow` keeps partial results in the dtype of the call instead of fp32. `dependent`
-    lets the kernel itself start before its predecessor has ended, and wait for it. Both need SM90 (programmatic
-    dependent launch).
+    a head (1 = the last one alone), "apart" in a second kernel, which `overlap` lets start early. `dependent` lets the
+    kernel itself start before its predecessor has ended; it waits for that end, and until then prefetches the first
+    `prefetch_rows` keys and values of every split into the L2. Both are programmatic dependent launch (kernels/pdl.py)
+    and do nothing below SM90.
     """
 
     block_n: int = 32
@@ -25,10 +25,9 @@ class SplitKConfig:
     min_rows: int = 32
     reduce: Literal["fused", "apart"] = "fused"
     reducers: int = 1
-    merge_columns: int = 64
     overlap: bool = False
-    narrow: bool = False
     dependent: bool = False
+    prefetch_rows: int = 0
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from kernels.sdpa.table import Row, Table, table_for
 __all__ = ["Route", "Shape", "can_run", "default_config", "named_route", "route"]
 
 SPLITK_FROM = 256  # keys from which the built-in rule takes split-K
+ONE_LAUNCH_UP_TO = 128  # keys up to which the last block merges the splits; beyond, a second kernel is faster
 TORCH_KERNELS = ("torch_flash", "torch_cudnn", "torch_efficient", "torch_math", "torch_default")
 KERNELS = ("splitk", "standard", *TORCH_KERNELS, "reference")
 
@@ -103,19 +104,36 @@ def can_run(name: str, shape: Shape) -> bool:
 
 
 def default_config(kernel: str, shape: Shape) -> Config:
-    """The configuration of a kernel where none was measured: tiles by the bytes of a row, as tuned on an H200."""
+    """The configuration of a kernel where none was measured: what was best on an H200, by the bytes of a row."""
     row_bytes = shape.D * dtype_bytes(shape.dtype)
+    exact = shape.dtype == "float32"  # no tensor cores: products of large tiles spill
+    small = max(16, min(64, 16384 // row_bytes))  # key rows of one tile of 16 KiB
     if kernel == "splitk":
-        block_n = max(16, min(64, 16384 // row_bytes))
-        return SplitKConfig(block_n=block_n, min_rows=block_n)
+        stages = 2 if exact else 4 if row_bytes > 512 else 3
+        if shape.visible <= ONE_LAUNCH_UP_TO:
+            return SplitKConfig(block_n=small, num_stages=stages, programs_per_sm=1, min_rows=64, dependent=True)
+        return SplitKConfig(
+            block_n=small,
+            num_stages=stages,
+            programs_per_sm=1 if row_bytes > 512 else 2,
+            min_rows=32,
+            reduce="apart",
+            overlap=True,
+            dependent=True,
+            prefetch_rows=32,
+        )
     if kernel == "standard":
         if shape.group * shape.L_q <= 16:
-            return StandardConfig(block_m=16, block_n=max(16, min(64, 16384 // row_bytes)))
-        if row_bytes > 1024:
-            return StandardConfig(block_m=16, block_n=16, num_warps=4, num_stages=1)
+            return StandardConfig(block_m=16, block_n=min(32, small), num_stages=2 if exact else 3)
+        if exact:
+            return StandardConfig(
+                block_m=32 if shape.D <= 64 else 16, block_n=32 if shape.D <= 128 else 16, num_stages=1
+            )
         if row_bytes > 512:
             return StandardConfig(block_m=64, block_n=32, num_warps=8, tma=True)
-        return StandardConfig(block_m=128, block_n=64, num_warps=8, tma=True)
+        if row_bytes > 256:
+            return StandardConfig(block_m=128, block_n=64, num_warps=8, tma=True)
+        return StandardConfig(block_m=64, block_n=64, num_stages=3, tma=True)
     return None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import triton
 
+from kernels.pdl import launch_options, supports_pdl
 from kernels.sdpa.config import SplitKConfig
 from kernels.sdpa.splitk_kernels import combine_kernel, splitk_kernel
 
@@ -20,9 +21,8 @@ INTERPRETED_SMS = 8  # the interpreter has no multiprocessors; a small grid keep
 class SplitKWorkspace:
     """Partial results of one launch, and the arrival counters, which are zero between launches.
 
-    part [B * K, max_splits, L_q * G, D] (fp32, or the dtype of the call: SplitKConfig.narrow), lse fp32
-    [B * K, max_splits, L_q * G] (base-2 log of the weights' sum), arrivals int32 [B * K, 2]. It serves one stream at a
-    time.
+    part fp32 [B * K, max_splits, L_q * G, D], lse fp32 [B * K, max_splits, L_q * G] (base-2 log of the weights' sum),
+    arrivals int32 [B * K, 2]. It serves one stream at a time.
     """
 
     part: torch.Tensor
@@ -41,13 +41,11 @@ def max_splits(heads: int, config: SplitKConfig, device: torch.device) -> int:
     return max(1, min(MAX_SPLITS, sm_count(device) * config.programs_per_sm // heads))
 
 
-def make_workspace(
-    heads: int, rows: int, head_dim: int, dtype: torch.dtype, config: SplitKConfig, device: torch.device
-) -> SplitKWorkspace:
-    """A fresh workspace for `heads` = B * K key-value heads with `rows` = L_q * H / K query rows each, of `dtype`."""
+def make_workspace(heads: int, rows: int, head_dim: int, config: SplitKConfig, device: torch.device) -> SplitKWorkspace:
+    """A fresh workspace for `heads` = B * K key-value heads with `rows` = L_q * H / K query rows each."""
     splits = max_splits(heads, config, device)
     return SplitKWorkspace(
-        part=torch.empty(heads, splits, rows, head_dim, dtype=part_dtype(dtype, config), device=device),
+        part=torch.empty(heads, splits, rows, head_dim, dtype=torch.float32, device=device),
         lse=torch.empty(heads, splits, rows, dtype=torch.float32, device=device),
         arrivals=torch.zeros(heads, 2, dtype=torch.int32, device=device),
         max_splits=splits,
@@ -57,19 +55,14 @@ def make_workspace(
 _workspaces: dict[tuple[Any, ...], SplitKWorkspace] = {}
 
 
-def part_dtype(dtype: torch.dtype, config: SplitKConfig) -> torch.dtype:
-    """What partial results are kept in."""
-    return dtype if config.narrow else torch.float32
-
-
 def _cached_workspace(
-    heads: int, rows: int, head_dim: int, dtype: torch.dtype, config: SplitKConfig, device: torch.device
+    heads: int, rows: int, head_dim: int, config: SplitKConfig, device: torch.device
 ) -> SplitKWorkspace:
     """The workspace of these sizes. Entries are never dropped: captured graphs hold their addresses."""
-    name = (device, heads, rows, head_dim, part_dtype(dtype, config), max_splits(heads, config, device))
+    name = (device, heads, rows, head_dim, max_splits(heads, config, device))
     found = _workspaces.get(name)
     if found is None:
-        found = make_workspace(heads, rows, head_dim, dtype, config, device)
+        found = make_workspace(heads, rows, head_dim, config, device)
         # Inside a capture the zeroing is recorded, not run: such a workspace is good for that graph alone.
         if not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
             _workspaces[name] = found
@@ -104,12 +97,12 @@ def launch_splitk(
     G = H // K
     rows, heads = L_q * G, B * K
     if workspace is None:
-        workspace = _cached_workspace(heads, rows, D, query.dtype, config, query.device)
+        workspace = _cached_workspace(heads, rows, D, config, query.device)
     splits = workspace.max_splits
-    if workspace.part.shape != (heads, splits, rows, D) or workspace.part.dtype != part_dtype(query.dtype, config):
+    if workspace.part.shape != (heads, splits, rows, D):
         raise ValueError(
             f"split-K needs a workspace for {heads} heads x {rows} rows x head_dim {D}, "
-            f"{part_dtype(query.dtype, config)}, found one of {tuple(workspace.part.shape)}, {workspace.part.dtype}"
+            f"found one of {tuple(workspace.part.shape)}"
         )
     on_device = isinstance(kv_len, torch.Tensor)
     bound = L_kv if kv_len is None or on_device else kv_len
@@ -120,7 +113,9 @@ def launch_splitk(
     reducers = 1 << (reducers.bit_length() - 1)
     padded_rows = triton.next_power_of_2(rows)
     merge_rows = min(padded_rows, max(1, config.num_warps * 32 * 32 * reducers // D))
-    overlap = config.overlap and not fused
+    pdl = supports_pdl(query.device)
+    dependent = config.dependent and pdl
+    overlap = config.overlap and pdl and not fused
     splitk_kernel[(K, splits, B)](
         query,
         key,
@@ -154,15 +149,16 @@ def launch_splitk(
         REDUCERS=reducers,
         MERGE_ROWS=merge_rows,
         MERGE_AT_ONCE=at_once(merge_rows * D // reducers, config.num_warps),
-        DEPENDENT=config.dependent,
+        DEPENDENT=dependent,
         OVERLAP=overlap,
+        PREFETCH=config.prefetch_rows,
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        **_pdl(config.dependent),
+        **launch_options(dependent),
     )
     if not fused:
-        columns = min(D, config.merge_columns)
+        columns = min(D, 64 if splits <= 64 else 32)
         combine_kernel[(D // columns, rows, heads)](
             workspace.part,
             workspace.lse,
@@ -180,17 +176,12 @@ def launch_splitk(
             SPLITS=splits,
             HAS_KV_LEN=on_device,
             WINDOWED=window is not None,
-            AT_ONCE=at_once(columns, 4),
+            AT_ONCE=triton.next_power_of_2(splits),
             OVERLAP=overlap,
             num_warps=4,
-            **_pdl(overlap),
+            **launch_options(overlap),
         )
     return out
-
-
-def _pdl(on: bool) -> dict[str, bool]:
-    """The launch option, named only when asked for: backends without dependent launch do not know it."""
-    return {"launch_pdl": True} if on else {}
 
 
 def at_once(elements: int, num_warps: int) -> int:

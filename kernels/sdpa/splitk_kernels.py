@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from kernels.pdl import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
@@ -30,12 +31,26 @@ def _plan(
     """
     filled = bound
     if HAS_KV_LEN:
-        filled = tl.minimum(tl.load(kv_len).to(tl.int32), bound)
+        # volatile: the load before a dependent launch's wait must not stand in for the one after it
+        filled = tl.minimum(tl.load(kv_len, volatile=True).to(tl.int32), bound)
     first = 0
     if WINDOWED:
         first = tl.maximum(filled - L_Q + 1 - window, 0)
     span = filled - first
     return filled, first, span, tl.maximum(tl.cdiv(span, SPLITS * 16) * 16, min_rows)
+
+
+@triton.jit
+def _prefetch(base, stride_l, valid, D: tl.constexpr, ROWS: tl.constexpr):
+    """Ask the L2 for the first ROWS of `valid` > 0 rows of D elements, a line of 128 bytes a request."""
+    PER_LINE: tl.constexpr = 128 // (base.dtype.element_ty.primitive_bitwidth // 8)
+    rows = tl.minimum(tl.arange(0, ROWS), valid - 1)
+    LINES: tl.constexpr = (D + PER_LINE - 1) // PER_LINE
+    lines = tl.arange(0, LINES) * PER_LINE
+    ptr = base + rows[:, None].to(tl.int64) * stride_l + lines[None, :]
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [ptr.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
+    )
 
 
 @triton.jit
@@ -129,6 +144,7 @@ def splitk_kernel(
     MERGE_AT_ONCE: tl.constexpr,
     DEPENDENT: tl.constexpr,
     OVERLAP: tl.constexpr,
+    PREFETCH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """One stretch of keys for the R = L_Q * G query rows of one key-value head. Grid (K, SPLITS, B).
@@ -139,7 +155,19 @@ def splitk_kernel(
     R: tl.constexpr = L_Q * G
     LOG2E: tl.constexpr = 1.4426950408889634
     split = tl.program_id(1)
+    h = tl.program_id(0).to(tl.int64)
+    b = tl.program_id(2).to(tl.int64)
+    key += b * stride_kb + h * stride_kh
+    value += b * stride_vb + h * stride_vh
     if DEPENDENT:
+        if PREFETCH > 0:
+            # kv_len may still be the last step's: good enough for a guess at what to prefetch, and for nothing else.
+            guess, first, span, chunk = _plan(kv_len, bound, window, min_rows, L_Q, HAS_KV_LEN, WINDOWED, SPLITS)
+            if split * chunk < span:
+                start = first + split * chunk
+                some = tl.minimum(chunk, guess - start)
+                _prefetch(key + start.to(tl.int64) * stride_kl, stride_kl, some, D, PREFETCH)
+                _prefetch(value + start.to(tl.int64) * stride_vl, stride_vl, some, D, PREFETCH)
         gdc_wait()
     if OVERLAP:
         gdc_launch_dependents()
@@ -147,8 +175,6 @@ def splitk_kernel(
     if (split * chunk >= span) & (split > 0):
         return
 
-    h = tl.program_id(0).to(tl.int64)
-    b = tl.program_id(2).to(tl.int64)
     rows = tl.arange(0, M)
     lane = rows % G
     turn = rows // G  # which of the L_Q queries
@@ -159,8 +185,8 @@ def splitk_kernel(
     position = filled - L_Q + turn
     low = first + split * chunk
     high = tl.minimum(low + chunk, filled)
-    k_base = key + b * stride_kb + h * stride_kh + low.to(tl.int64) * stride_kl
-    v_base = value + b * stride_vb + h * stride_vh + low.to(tl.int64) * stride_vl
+    k_base = key + low.to(tl.int64) * stride_kl
+    v_base = value + low.to(tl.int64) * stride_vl
     k_tile = near[:, None] * stride_kl + cols[None, :]  # [BLOCK_N, D]
     v_tile = near[:, None] * stride_vl + cols[None, :]
 
@@ -289,6 +315,8 @@ def combine_kernel(
     its end, because split-K lets them start only after its own predecessor is done.
     """
     R: tl.constexpr = L_Q * G
+    if OVERLAP:
+        gdc_launch_dependents()
     _, _, span, chunk = _plan(kv_len, bound, window, min_rows, L_Q, HAS_KV_LEN, WINDOWED, SPLITS)
     splits = tl.maximum(tl.cdiv(span, chunk), 1)
     head = tl.program_id(2)
@@ -299,7 +327,6 @@ def combine_kernel(
     o_base = out + b * stride_ob + h * G * stride_oh
     if OVERLAP:
         gdc_wait()
-        gdc_launch_dependents()
     _merge(
         part,
         lse,

@@ -54,7 +54,12 @@ def test_decode_matrix(H, K, D, kernel):
             assert_close_as_torch(KERNELS[kernel](q, k, v, kv_len=length), theirs, truth)
 
 
-@pytest.mark.parametrize("reduction", [{"reducers": 4}, {"reduce": "apart"}, {"reduce": "apart", "overlap": True}])
+EARLY = {"reduce": "apart", "overlap": True, "dependent": True, "prefetch_rows": 64}
+
+
+@pytest.mark.parametrize(
+    "reduction", [{"reducers": 4}, {"reduce": "apart"}, {"reduce": "apart", "overlap": True}, EARLY]
+)
 @pytest.mark.parametrize(("H", "K", "D"), [(32, 16, 256), (16, 2, 256), (32, 4, 512)])
 def test_every_reduction_gives_the_same_many_times_over(H, K, D, reduction):
     """500 launches in flight: a missing barrier or a counter left standing shows as a moving result."""
@@ -126,6 +131,36 @@ def test_one_graph_serves_every_length():
         torch.testing.assert_close(
             replayed.float(), sdpa_reference(q.float(), k.float(), v.float(), kv_len=filled), atol=2e-2, rtol=2e-2
         )
+
+
+@pytest.mark.parametrize("config", [EARLY, {"dependent": True, "prefetch_rows": 32}], ids=["apart", "fused"])
+def test_dependent_launch_sees_what_its_predecessors_wrote(config):
+    """A chain of steps in one graph: each writes a query, a row of the cache and the length just before attention."""
+    from kernels.sdpa import Route
+
+    chosen = Route("splitk", SplitKConfig(**config), "a test")
+    q, k, v = draw(1, 32, 16, 1, 600, 256)
+    k[:, :, 500:], v[:, :, 500:] = float("nan"), float("nan")
+    new = torch.randn(40, 2, 1, 16, 1, 256, device="cuda", dtype=torch.bfloat16)
+    length = torch.tensor([500], device="cuda")
+
+    def step(i, query, keys, values, filled, **how):
+        query.mul_(-1)
+        keys.index_copy_(2, filled, new[i, 0])
+        values.index_copy_(2, filled, new[i, 1])
+        filled.add_(1)
+        return sdpa(query, keys, values, kv_len=filled, **how)
+
+    state = [x.clone() for x in (q, k, v, length)]
+    want = [step(i, *state, route="reference") for i in range(40)]
+    warm = [x.clone() for x in (q, k, v, length)]
+    step(0, *warm, route=chosen)
+    graph, outs = torch.cuda.CUDAGraph(), []
+    with torch.cuda.graph(graph):
+        outs = [step(i, q, k, v, length, route=chosen) for i in range(40)]
+    graph.replay()
+    for got, truth in zip(outs, want, strict=True):
+        torch.testing.assert_close(got, truth, atol=1e-2, rtol=2e-2)
 
 
 def test_time_follows_the_valid_rows_not_the_buffer():

@@ -106,6 +106,26 @@ def test_committed_tables_are_readable_and_name_only_what_can_run():
             assert all(can_run(name, normal(replace(row.shape, bounded=False))) for name in row.us), row.label()
 
 
+def test_a_table_of_the_same_chip_serves_and_says_so(cache, tmp_path, monkeypatch):
+    save(a_table(also=["Its Sibling"]), tmp_path / "committed" / "some.json")
+    monkeypatch.setattr(tables, "COMMITTED", tmp_path / "committed")
+    chosen = route(replace(DECODE, device="Its Sibling"))
+    assert chosen.config == SplitKConfig(block_n=64)
+    assert "Its Sibling has the chip of Some GPU" in chosen.why
+
+
+def test_no_table_of_ones_own_without_platformdirs(cache, monkeypatch):
+    """The GPU machine of the first measurements had no platformdirs: every route failed with ModuleNotFoundError."""
+
+    def missing(gpu):
+        raise ModuleNotFoundError("No module named 'platformdirs'")
+
+    monkeypatch.setattr(tables, "user_path", missing)
+    chosen = route(DECODE)
+    assert chosen.kernel == "splitk"
+    assert "platformdirs is not installed" in chosen.why
+
+
 def test_conditions_that_change_nothing_are_dropped():
     assert normal(replace(PREFILL, window=2401)) == PREFILL
     assert normal(replace(DECODE, causal=True)) == DECODE
