@@ -43,7 +43,7 @@ def device_length(n):
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("H", "K"), [(2, 2), (4, 2), (10, 2), (8, 1)])
-@pytest.mark.parametrize("L", [1, 63, 111])
+@pytest.mark.parametrize("L", [1, 63])
 def test_every_group_size_and_odd_lengths(H, K, L, causal, config):
     check(*draw(H=H, K=K, L_q=L, L_kv=L), is_causal=causal, config=config)
 
@@ -64,7 +64,7 @@ def test_a_chunk_of_queries_at_the_end_of_the_valid_rows(filled):
     check(q, k, v, is_causal=True, kv_len=filled, config=TMA)
 
 
-@pytest.mark.parametrize("window", [1, 15, 16, 17, 33, 99, 100, 101])
+@pytest.mark.parametrize("window", [1, 16, 33, 99, 101])
 @pytest.mark.parametrize("L_q", [100, 37])
 def test_windows(window, L_q, config):
     check(*draw(L_q=L_q), window=window, config=config)
