@@ -1,0 +1,151 @@
+"""Writes the README's figures from the files under scripts/results/, so that no number in it was typed by hand.
+
+python -m scripts.readme_figures          rewrites README.md between its markers
+python -m scripts.readme_figures --check  fails if README.md differs from what the files say
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+RESULTS = ROOT / "scripts" / "results"
+START, END = "<!-- figures: python -m scripts.readme_figures -->", "<!-- end of figures -->"
+
+# The origin's table (ExecuTorch PR 20142, A100, CUDA-graph timing), us: (query heads, key-value heads, head_dim) ->
+# keys -> (standard, split-K).
+ORIGIN = {
+    (32, 16, 256): {
+        256: (16.1, 12.7), 1024: (50.8, 15.8), 2048: (102.6, 26.0), 4096: (200.8, 54.8), 16384: (784.8, 180.2),
+    },
+    (16, 2, 256): {
+        256: (15.5, 12.4), 1024: (49.8, 12.7), 2048: (95.6, 13.2), 4096: (186.6, 14.2), 16384: (767.2, 33.2),
+    },
+    (32, 16, 128): {
+        256: (11.2, 9.5), 1024: (33.1, 10.5), 2048: (62.4, 13.9), 4096: (125.8, 22.2), 16384: (490.5, 98.1),
+    },
+}  # fmt: skip
+
+
+def load(name: str, gpu: str = "h200") -> dict[str, Any]:
+    """One results file."""
+    return json.loads((RESULTS / gpu / f"{name}.json").read_text())
+
+
+def source(data: dict[str, Any], name: str) -> str:
+    """The line under a table that says where it comes from."""
+    versions = data.get("versions", data)
+    return (
+        f"<sub>{data['gpu']}, torch {versions['torch']}, triton {versions['triton']}, commit {data['commit']}, "
+        f"{data['date'][:10]}; [{name}.json](scripts/results/h200/{name}.json).</sub>"
+    )
+
+
+def whole_run() -> list[str]:
+    """Gemma-4-31B from prompt to tokens."""
+    name = "ladder-gemma4-31b-2401"
+    data = load(name)
+    lines = [
+        "### Whole runs, Gemma-4-31B bf16",
+        "",
+        f"Prompt {data['prompt']} tokens, random weights at the true shape, batch 1. MBU is the share of the read "
+        f"bandwidth measured in the same run ({data['read_bandwidth'] / 1e9:.0f} GB/s), MFU that of the bf16 matmul "
+        f"rate ({data['matmul_rate'] / 1e12:.0f} TFLOP/s). Every rung of the ladder adds one idea to the one before; "
+        "the last one has them all: routed attention, CUDA graph, fused layers, dependent launch.",
+        "",
+        "| configuration | decode tok/s | MBU | prefill tok/s | MFU | peak memory GiB | runs x tokens |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for rung in data["rungs"]:
+        lines.append(
+            f"| {rung['rung']} | {rung['kept_decode']:.2f} ± {rung['kept_decode_sd']:.2f} | "
+            f"{rung['mbu']:.1%} | {rung['kept_prefill']:.0f} | {rung['mfu']:.1%} | {rung['peak_gib']:.1f} | "
+            f"{rung['runs']} x {rung['generated']} |"
+        )
+    return [*lines, "", source(data, name), ""]
+
+
+def roofline() -> list[str]:
+    """Where the step's time goes."""
+    name = "roofline-gemma4-31b-2401"
+    data = load(name)
+    lines = [
+        f"### Where a decode step's {data['step_us'] / 1e3:.2f} ms go",
+        "",
+        "| part | GB | floor us | measured us | share | launches |",
+        "|---|---|---|---|---|---|",
+    ]
+    for part in data["parts"]:
+        share = f"{part['floor_us'] / part['us']:.1%}" if part["bytes"] else ""
+        lines.append(
+            f"| {part['part']} | {part['bytes'] / 1e9:.2f} | {part['floor_us']:.0f} | {part['us']:.0f} | {share} | "
+            f"{part['launches']} |"
+        )
+    return [*lines, "", source(data, name), ""]
+
+
+def chain() -> list[str]:
+    """The kernels of one step as a bare chain, for every model."""
+    data = load("chain")
+    lines = [
+        "### The chain of kernels of one decode step, share of the measured read bandwidth",
+        "",
+        "| model | GB a step | matvecs alone | without attention | whole step |",
+        "|---|---|---|---|---|",
+    ]
+    for model, found in data["chains"].items():
+        plans = found["plans"]
+        lines.append(
+            f"| {model} | {found['bytes'] / 1e9:.1f} | {plans['only matvec']['share']:.1%} | "
+            f"{plans['without attention']['share']:.1%} | {plans['table']['share']:.1%} |"
+        )
+    return [*lines, "", source(data, "chain"), ""]
+
+
+def attention() -> list[str]:
+    """Our attention kernels beside the origin's."""
+    data = load("sdpa")
+    times = {
+        (cell["shape"]["H"], cell["shape"]["K"], cell["shape"]["D"], cell["shape"]["L_kv"], cell["backend"]): cell[
+            "mean_us"
+        ]
+        for cell in data["cells"]
+        if cell["shape"]["L_q"] == 1 and cell["timing"] == "cold" and cell["mean_us"] is not None
+    }
+    lines = [
+        "### Attention of one token: ours (cold L2) beside the origin's (A100), us",
+        "",
+        "| heads, head_dim | keys | standard | split-K | best of torch | origin: standard | origin: split-K |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (heads, kv_heads, dim), rows in ORIGIN.items():
+        for keys, (standard, splitk) in rows.items():
+            shape = (heads, kv_heads, dim, keys)
+            best = min(us for key, us in times.items() if key[:4] == shape and "torch" in key[4])
+            ours = f"{times[*shape, 'standard']:.1f} | {times[*shape, 'splitk']:.1f} | {best:.1f}"
+            lines.append(f"| {heads} over {kv_heads}, {dim} | {keys} | {ours} | {standard} | {splitk} |")
+    return [*lines, "", source(data, "sdpa"), ""]
+
+
+def figures() -> str:
+    """The whole section."""
+    return "\n".join([*whole_run(), *roofline(), *chain(), *attention()]).rstrip() + "\n"
+
+
+def main() -> int:
+    text = README.read_text()
+    head, rest = text.split(START)
+    tail = rest.split(END)[1]
+    new = f"{head}{START}\n\n{figures()}\n{END}{tail}"
+    if "--check" in sys.argv:
+        return 0 if new == text else 1
+    README.write_text(new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
