@@ -16,7 +16,6 @@ def download(hub_id: str, *, offline: bool = False, revision: str | None = None)
     HF_HOME, HF_TOKEN and HF_HUB_OFFLINE mean what they mean to huggingface_hub. Raises LoadError with a message of its
     own for a gated, an unauthorised, an offline and a non-existent model.
     """
-    import httpx
     from huggingface_hub import constants, errors, snapshot_download
 
     offline = offline or constants.HF_HUB_OFFLINE
@@ -26,7 +25,8 @@ def download(hub_id: str, *, offline: bool = False, revision: str | None = None)
         )
     except errors.HFValidationError as error:
         raise LoadError(f"{hub_id}: not a hub id, expected owner/name") from error
-    except (OSError, httpx.HTTPError, errors.XetDownloadError) as error:
+    # errors.HTTPError is httpx's, or, from huggingface_hub 2 on, httpx2's.
+    except (OSError, errors.HTTPError, errors.XetDownloadError) as error:
         raise LoadError(f"{hub_id}: {explain(error, hub_id, offline, revision)}") from error
     return Path(folder)
 
