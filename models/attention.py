@@ -6,12 +6,14 @@ call, so the decoder layer around it does not know the difference.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from kernels.sdpa import sdpa
+from kernels.sdpa.config import SplitKConfig
 from kernels.sdpa.route import Route, named_route, route
 from kernels.sdpa.shape import Shape, device_name
 from models.cache import Chunk, KVCaches, LayerCache
@@ -25,10 +27,18 @@ def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
     return x * cos.unsqueeze(1) + rotated * sin.unsqueeze(1)
 
 
-def decode_route(
-    spec: AttentionSpec, ctx_size: int, dtype: torch.dtype, device: torch.device, name: str | None
-) -> Route:
-    """The route that decoding one token takes in a layer, by the capacity of its cache; `name` forces a kernel."""
+@dataclass(frozen=True)
+class LayerRoutes:
+    """How one layer attends: the route of a decoded token, and the kernel forced on prefill (None: the router's)."""
+
+    decode: Route
+    prefill: str | None
+
+
+def layer_routes(
+    spec: AttentionSpec, ctx_size: int, dtype: torch.dtype, device: torch.device, *, name: str | None, pdl: bool
+) -> LayerRoutes:
+    """A layer's routes by the capacity of its cache. `name` forces a kernel; `pdl` False forbids dependent launch."""
     shape = Shape(
         B=1,
         H=spec.num_heads,
@@ -40,18 +50,28 @@ def decode_route(
         bounded=True,
         device=device_name(device),
     )
-    return route(shape) if name is None else named_route(name, shape)
+    chosen = route(shape) if name is None else named_route(name, shape)
+    if isinstance(chosen.config, SplitKConfig) and not pdl:
+        chosen = replace(chosen, config=replace(chosen.config, dependent=False, overlap=False))
+    # Forcing split-K is about decode; it cannot serve a long chunk.
+    return LayerRoutes(chosen, prefill=None if name == "splitk" else name)
 
 
-def attend_token(query: torch.Tensor, cache: LayerCache, spec: AttentionSpec, name: str | None) -> torch.Tensor:
+def attend_token(query: torch.Tensor, cache: LayerCache, spec: AttentionSpec, routes: LayerRoutes) -> torch.Tensor:
     """One query [1, H, 1, D] over everything the cache holds, this token included -> [1, H, 1, D]."""
     assert cache.cursor is not None
     return sdpa(
-        query, cache.keys, cache.values, scale=spec.scale, enable_gqa=True, kv_len=cache.cursor.kv_len, route=name
+        query,
+        cache.keys,
+        cache.values,
+        scale=spec.scale,
+        enable_gqa=True,
+        kv_len=cache.cursor.kv_len,
+        route=routes.decode,
     )
 
 
-def attend_chunk(query: torch.Tensor, chunk: Chunk, spec: AttentionSpec, name: str | None) -> torch.Tensor:
+def attend_chunk(query: torch.Tensor, chunk: Chunk, spec: AttentionSpec, routes: LayerRoutes) -> torch.Tensor:
     """The queries [1, H, T, D] of a prefill chunk over the rows they see -> [1, H, T, D]."""
     return sdpa(
         query,
@@ -61,14 +81,14 @@ def attend_chunk(query: torch.Tensor, chunk: Chunk, spec: AttentionSpec, name: s
         scale=spec.scale,
         enable_gqa=True,
         window=spec.window,
-        route=None if name == "splitk" else name,  # forcing split-K is about decode; it cannot serve a long chunk
+        route=routes.prefill,
     )
 
 
 class RoutedAttention(nn.Module):
-    """One attention layer over a LayerCache. `route` forces a kernel by name; None lets the router choose."""
+    """One attention layer over its LayerCache, by its routes."""
 
-    def __init__(self, hf_attention: Any, spec: AttentionSpec, caches: KVCaches, layer: int, route: str | None):
+    def __init__(self, hf_attention: Any, spec: AttentionSpec, caches: KVCaches, layer: int, routes: LayerRoutes):
         super().__init__()
         self.q_proj, self.k_proj = hf_attention.q_proj, hf_attention.k_proj
         self.v_proj = None if spec.value_is_key else hf_attention.v_proj
@@ -78,7 +98,7 @@ class RoutedAttention(nn.Module):
         self.spec = spec
         self.caches = caches
         self.cache = caches.layers[layer]
-        self.route = route
+        self.routes = routes
 
     def forward(
         self,
@@ -93,12 +113,12 @@ class RoutedAttention(nn.Module):
         query, key, value = self._heads(hidden_states, *position_embeddings)
         if hidden_states.shape[1] == 1:
             self.cache.write_token(key, value)
-            context = attend_token(query, self.cache, self.spec, self.route)
+            context = attend_token(query, self.cache, self.spec, self.routes)
         else:
             chunk = self.cache.open_chunk(self.caches.length, hidden_states.shape[1])
             chunk.keys[:, :, chunk.first_row :] = key
             chunk.values[:, :, chunk.first_row :] = value
-            context = attend_chunk(query, chunk, self.spec, self.route)
+            context = attend_chunk(query, chunk, self.spec, self.routes)
             self.cache.close_chunk(chunk)
         return self.o_proj(context.transpose(1, 2).flatten(2)), None
 

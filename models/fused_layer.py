@@ -165,14 +165,14 @@ class FusedDecoderLayer(nn.Module):
         spec, cache = attention.spec, attention.cache
         query = self._rotate(qkv, cache.keys, cache.values, ring=spec.window is not None)
         # L_q == 1: [1, H, 1, D] is [H * D] in memory
-        return attend_token(query, cache, spec, attention.route).view(1, 1, -1)
+        return attend_token(query, cache, spec, attention.routes).view(1, 1, -1)
 
     def _attend_chunk(self, qkv: torch.Tensor) -> torch.Tensor:
         """Attention of a prefill chunk: packed q|k|v [1, T, N] -> context [1, T, H * D]."""
         attention = self.hf.self_attn
         chunk = attention.cache.open_chunk(attention.caches.length, qkv.shape[1])
         query = self._rotate(qkv, chunk.keys, chunk.values, first_row=chunk.first_row)
-        context = attend_chunk(query, chunk, attention.spec, attention.route)
+        context = attend_chunk(query, chunk, attention.spec, attention.routes)
         attention.cache.close_chunk(chunk)
         return context.transpose(1, 2).flatten(2)
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from models.attention import RoutedAttention, decode_route
+from models.attention import RoutedAttention, layer_routes
 from models.cache import KVCaches
 from models.spec import ModelSpec
 
@@ -54,10 +54,13 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     return layers
 
 
-def swap_attention(model: nn.Module, spec: ModelSpec, caches: KVCaches | None, mode: AttentionMode) -> SwapReport:
+def swap_attention(
+    model: nn.Module, spec: ModelSpec, caches: KVCaches | None, mode: AttentionMode, *, pdl: bool = False
+) -> SwapReport:
     """Replace the self_attn of every decoder layer of a Hugging Face causal LM (in place) by RoutedAttention.
 
     The model may still be on the meta device: no parameter is read or copied. Without caches nothing is replaced.
+    `pdl` allows dependent launch where the measured route asks for it.
     """
     rows = []
     for index, (layer, attention) in enumerate(zip(decoder_layers(model), spec.layers, strict=True)):
@@ -65,10 +68,16 @@ def swap_attention(model: nn.Module, spec: ModelSpec, caches: KVCaches | None, m
         if caches is None:
             new, kernel, why = old, "hf", "asked for by --attention hf"
         else:
-            forced = None if mode == "routed" else mode
-            new = layer.self_attn = RoutedAttention(old, attention, caches, index, forced)
-            ctx_size, memory = caches.ctx_size, caches.layers[index].keys
-            chosen = decode_route(attention, ctx_size, memory.dtype, memory.device, forced)
-            kernel, why = chosen.kernel, chosen.why
+            memory = caches.layers[index].keys
+            routes = layer_routes(
+                attention,
+                caches.ctx_size,
+                memory.dtype,
+                memory.device,
+                name=None if mode == "routed" else mode,
+                pdl=pdl,
+            )
+            new = layer.self_attn = RoutedAttention(old, attention, caches, index, routes)
+            kernel, why = routes.decode.kernel, routes.decode.why
         rows.append(SwapRow(index, attention.kind, "self_attn", type(old).__name__, type(new).__name__, kernel, why))
     return SwapReport(tuple(rows))

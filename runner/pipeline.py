@@ -67,7 +67,7 @@ def swap(model: Any, source: Source, settings: Settings) -> tuple[CausalLM, Swap
         report = swap_attention(model, source.spec, None, "hf")
         return HuggingFaceLM(model, settings.ctx_size), report
     caches = KVCaches(source.spec, settings.ctx_size, device=settings.device, dtype=settings.dtype)
-    report = swap_attention(model, source.spec, caches, settings.attention)
+    report = swap_attention(model, source.spec, caches, settings.attention, pdl=settings.pdl)
     if settings.fuse == "layer":
         report += fuse_layers(model, source.family, source.spec, pdl=settings.pdl)
     return RoutedLM(model, caches), report

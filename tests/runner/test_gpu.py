@@ -103,7 +103,7 @@ def make_engine(
     family = family_for_model_type(model.config.model_type)
     spec = family.spec(model.config)
     caches = KVCaches(spec, CTX, device=torch.device("cuda"), dtype=torch.bfloat16)
-    swap_attention(model, spec, caches, "routed")
+    swap_attention(model, spec, caches, "routed", pdl=pdl)
     if fuse:
         pack_in_place(model, projection_packs(model))
         fuse_layers(model, family, spec, pdl=pdl)
