@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from models.attention import decode_route
+from models.attention import layer_routes
 from models.catalog import CATALOG, find
 from models.errors import LoadError
 from models.load.fill import build_on_meta
@@ -94,7 +94,8 @@ def _by_kind(layers: Sequence[AttentionSpec]) -> list[list[AttentionSpec]]:
 def _describe_kind(layers: list[AttentionSpec], settings: Settings) -> dict[str, Any]:
     layer = layers[0]
     rows = layer.kv_capacity(settings.ctx_size)
-    chosen = decode_route(layer, settings.ctx_size, settings.dtype, settings.device, None)
+    routes = layer_routes(layer, settings.ctx_size, settings.dtype, settings.device, name=None, pdl=settings.pdl)
+    chosen = routes.decode
     return {
         "kind": layer.kind,
         "count": len(layers),
