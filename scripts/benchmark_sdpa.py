@@ -12,7 +12,6 @@ OUTPUT.json, OUTPUT.md and, with matplotlib, OUTPUT.png.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from dataclasses import asdict, dataclass, replace
@@ -25,11 +24,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from kernels.ceilings import read_bandwidth
 from kernels.sdpa import route as choose
 from kernels.sdpa import sdpa_reference
-from kernels.sdpa.calibrate import LAYERS, Pool, calls_of, origin
+from kernels.sdpa.calibrate import LAYERS, Pool, calls_of
 from kernels.sdpa.route import Route, named_route
 from kernels.sdpa.shape import Shape
-from kernels.sdpa.table import versions
+from kernels.sdpa.table import kernels_hash
 from kernels.timing import graph_times, plain_times
+from scripts.origin import ORIGIN_A100
+from scripts.provenance import write_result
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 BACKENDS = (
@@ -46,12 +47,6 @@ TORCH = BACKENDS[3:]
 RUNS, KEPT = 10, 6
 PREFILL = (2401,)
 WINDOW = 1024
-# A100, CUDA-graph timing, us: (standard, split-K) by length, from ExecuTorch's CUDA backend (PR 20142).
-ORIGIN_A100 = {
-    (32, 16, 256): {256: (16.1, 12.7), 1024: (50.8, 15.8), 4096: (200.8, 54.8), 16384: (784.8, 180.2)},
-    (16, 2, 256): {256: (15.5, 12.4), 1024: (49.8, 12.7), 4096: (186.6, 14.2), 16384: (767.2, 33.2)},
-    (32, 16, 128): {256: (11.2, 9.5), 1024: (33.1, 10.5), 4096: (125.8, 22.2), 16384: (490.5, 98.1)},
-}
 
 
 @dataclass(frozen=True)
@@ -205,7 +200,6 @@ def main() -> None:
     parser.add_argument("--warm", action="store_true", help="also time with one set of keys and values: a warm L2")
     parser.add_argument("--prefill", action="store_true", help="also time causal prompts, plain and windowed")
     parser.add_argument("--output", type=Path, required=True, help="path without suffix for .json, .md and .png")
-    parser.add_argument("--commit", default="")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("needs an NVIDIA GPU: torch.cuda.is_available() is False")
@@ -228,11 +222,8 @@ def main() -> None:
     text = f"# SDPA on {gpu}: torch {torch.__version__}, read bandwidth {bandwidth / 1e9:.0f} GB/s\n"
     text += tables(cells, bandwidth)
     print(text)
-    meta = {"gpu": gpu, "read_bytes_per_s": bandwidth, **versions(), **origin(commit=options.commit)}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.with_suffix(".json").write_text(
-        json.dumps({**meta, "cells": [asdict(cell) for cell in cells]}, separators=(",", ":"))
-    )
+    body = {"read_bytes_per_s": bandwidth, "kernels": kernels_hash(), "cells": [asdict(cell) for cell in cells]}
+    write_result(options.output.parent, options.output.name, body)
     options.output.with_suffix(".md").write_text(text)
     try:
         plot(cells, bandwidth, gpu, options.output.with_suffix(".png"))

@@ -11,24 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from scripts.origin import ORIGIN_A100
+
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 RESULTS = ROOT / "scripts" / "results"
 START, END = "<!-- figures: python -m scripts.readme_figures -->", "<!-- end of figures -->"
-
-# The origin's table (ExecuTorch PR 20142, A100, CUDA-graph timing), us: (query heads, key-value heads, head_dim) ->
-# keys -> (standard, split-K).
-ORIGIN = {
-    (32, 16, 256): {
-        256: (16.1, 12.7), 1024: (50.8, 15.8), 2048: (102.6, 26.0), 4096: (200.8, 54.8), 16384: (784.8, 180.2),
-    },
-    (16, 2, 256): {
-        256: (15.5, 12.4), 1024: (49.8, 12.7), 2048: (95.6, 13.2), 4096: (186.6, 14.2), 16384: (767.2, 33.2),
-    },
-    (32, 16, 128): {
-        256: (11.2, 9.5), 1024: (33.1, 10.5), 2048: (62.4, 13.9), 4096: (125.8, 22.2), 16384: (490.5, 98.1),
-    },
-}  # fmt: skip
 
 
 def load(name: str, gpu: str = "h200") -> dict[str, Any]:
@@ -122,7 +110,7 @@ def attention() -> list[str]:
         "| heads, head_dim | keys | standard | split-K | best of torch | origin: standard | origin: split-K |",
         "|---|---|---|---|---|---|---|",
     ]
-    for (heads, kv_heads, dim), rows in ORIGIN.items():
+    for (heads, kv_heads, dim), rows in ORIGIN_A100.items():
         for keys, (standard, splitk) in rows.items():
             shape = (heads, kv_heads, dim, keys)
             best = min(us for key, us in times.items() if key[:4] == shape and "torch" in key[4])
