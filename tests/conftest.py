@@ -7,6 +7,15 @@ import torch
 
 import models.hf_guard  # noqa: F401  before transformers, always
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked gpu are skipped where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
 TINY_GEMMA4 = dict(
     vocab_size=97,
     hidden_size=48,

@@ -7,7 +7,7 @@ from models.load import copier
 from models.load.fill import build_on_meta, fill
 from models.load.resolve import resolve
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
+pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("staging", [1 << 12, 64 << 20])

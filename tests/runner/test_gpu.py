@@ -18,7 +18,7 @@ from models.packing import pack_in_place, projection_packs
 from models.swap import swap_attention
 from runner.engine import Engine
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+pytestmark = pytest.mark.gpu
 
 CTX, WINDOW, VOCAB = 512, 64, 1000
 COMMON = dict(
