@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from models import hf_guard  # noqa: F401  before transformers, which every family imports when it is used
 from models.errors import LoadError
-from models.gguf_metadata import MAX_LAYERS, brief
-from models.spec import ModelSpec
+from models.gguf_metadata import GGUF_OTHERS, MAX_LAYERS, brief, rename_blocks
+from models.spec import AttentionSpec, ModelSpec
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +53,10 @@ class Family(ABC):
     """Gemma 3: a norm multiplies by 1 + weight, so that the identity is a weight of zero."""
     sandwich_norms: bool = False
     """Gemma: norms stand behind the attention and MLP blocks as well as before them."""
+    gguf_blocks: ClassVar[Mapping[str, str]]
+    """GGUF name of a layer's tensor behind `blk.<n>.` -> its state_dict name behind `model.layers.<n>.`"""
+    gguf_others: ClassVar[Mapping[str, str | None]] = GGUF_OTHERS
+    """The other GGUF names -> state_dict names; None: known and not needed."""
     unsupported: ClassVar[Mapping[str, Callable[[Any], bool]]] = {}
     """Further config keys to refuse: key -> is this value one that we cannot compute?"""
 
@@ -65,8 +69,21 @@ class Family(ABC):
         """The Hugging Face causal LM with random weights, on whatever device the caller's context says."""
 
     @abstractmethod
-    def spec(self, config: PretrainedConfig) -> ModelSpec:
+    def layer(self, config: PretrainedConfig, index: int) -> AttentionSpec:
+        """The attention of decoder layer `index`."""
+
+    def spec(self, config: Any) -> ModelSpec:
         """The facts that caches, kernels and reports need."""
+        return ModelSpec(
+            family=self.name,
+            layers=tuple(self.layer(config, index) for index in range(config.num_hidden_layers)),
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            vocab_size=config.vocab_size,
+            max_positions=config.max_position_embeddings,
+            tied_embeddings=config.tie_word_embeddings,
+            logit_softcap=getattr(config, "final_logit_softcapping", None),
+        )
 
     @abstractmethod
     def config_from_gguf(
@@ -74,9 +91,9 @@ class Family(ABC):
     ) -> dict[str, Any]:
         """The fields of `make_config` from GGUF metadata and, where that is silent, from tensor shapes (rows first)."""
 
-    @abstractmethod
     def gguf_name(self, name: str) -> str | None:
         """state_dict name of a GGUF tensor; None: known and not needed. An unknown name comes back unchanged."""
+        return rename_blocks(name, self.gguf_blocks, self.gguf_others)
 
     def checkpoint_name(self, name: str) -> str | None:
         """state_dict name of a safetensors tensor; None: known and not needed. An unknown name comes back unchanged."""

@@ -18,29 +18,9 @@ from typing import Any, ClassVar
 
 from models.family import Family
 from models.gemma4 import multimodal_checkpoint_name
-from models.gguf_metadata import Metadata, rename_blocks
-from models.spec import AttentionSpec, ModelSpec
+from models.gguf_metadata import GGUF_BLOCKS, GGUF_SANDWICH, Metadata
+from models.spec import AttentionSpec
 
-GGUF_BLOCK = {
-    "attn_norm.weight": "input_layernorm.weight",
-    "attn_q.weight": "self_attn.q_proj.weight",
-    "attn_k.weight": "self_attn.k_proj.weight",
-    "attn_v.weight": "self_attn.v_proj.weight",
-    "attn_output.weight": "self_attn.o_proj.weight",
-    "attn_q_norm.weight": "self_attn.q_norm.weight",
-    "attn_k_norm.weight": "self_attn.k_norm.weight",
-    "post_attention_norm.weight": "post_attention_layernorm.weight",
-    "ffn_norm.weight": "pre_feedforward_layernorm.weight",
-    "post_ffw_norm.weight": "post_feedforward_layernorm.weight",
-    "ffn_gate.weight": "mlp.gate_proj.weight",
-    "ffn_up.weight": "mlp.up_proj.weight",
-    "ffn_down.weight": "mlp.down_proj.weight",
-}
-GGUF_OTHER = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
 _LAYERS_OF_27B = (
     62  # the one size whose scale is not head_dim ** -0.5; GGUF has no key for it (llama.cpp goes by depth, too)
 )
@@ -54,6 +34,7 @@ class Gemma3(Family):
     end_of_turn = ("<end_of_turn>", "<eos>")
     unit_offset_norms = True
     sandwich_norms = True
+    gguf_blocks: ClassVar = {**GGUF_BLOCKS, **GGUF_SANDWICH}
     unsupported: ClassVar = {"use_bidirectional_attention": bool}
 
     def make_config(self, fields):
@@ -66,33 +47,19 @@ class Gemma3(Family):
 
         return Gemma3ForCausalLM(config)
 
-    def spec(self, config) -> ModelSpec:
-        return ModelSpec(
-            family=self.name,
-            layers=tuple(
-                AttentionSpec(
-                    kind="full" if layer_type == "full_attention" else "sliding",
-                    num_heads=config.num_attention_heads,
-                    num_kv_heads=config.num_key_value_heads,
-                    head_dim=config.head_dim,
-                    scale=config.query_pre_attn_scalar**-0.5,
-                    window=None if layer_type == "full_attention" else config.sliding_window,
-                )
-                for layer_type in config.layer_types
-            ),
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            vocab_size=config.vocab_size,
-            max_positions=config.max_position_embeddings,
-            tied_embeddings=config.tie_word_embeddings,
-            logit_softcap=config.final_logit_softcapping,
+    def layer(self, config, index: int) -> AttentionSpec:
+        full = config.layer_types[index] == "full_attention"
+        return AttentionSpec(
+            kind="full" if full else "sliding",
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            scale=config.query_pre_attn_scalar**-0.5,
+            window=None if full else config.sliding_window,
         )
 
     def checkpoint_name(self, name: str) -> str | None:
         return multimodal_checkpoint_name(name)
-
-    def gguf_name(self, name: str) -> str | None:
-        return rename_blocks(name, GGUF_BLOCK, GGUF_OTHER)
 
     def config_from_gguf(
         self, metadata: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], where: str = "GGUF"

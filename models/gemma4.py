@@ -20,31 +20,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from models.family import Family
-from models.gguf_metadata import Metadata, rename_blocks
-from models.spec import AttentionSpec, ModelSpec
+from models.gguf_metadata import GGUF_BLOCKS, GGUF_OTHERS, GGUF_SANDWICH, Metadata
+from models.spec import AttentionSpec
 
-GGUF_BLOCK = {
-    "attn_norm.weight": "input_layernorm.weight",
-    "attn_q.weight": "self_attn.q_proj.weight",
-    "attn_k.weight": "self_attn.k_proj.weight",
-    "attn_v.weight": "self_attn.v_proj.weight",
-    "attn_output.weight": "self_attn.o_proj.weight",
-    "attn_q_norm.weight": "self_attn.q_norm.weight",
-    "attn_k_norm.weight": "self_attn.k_norm.weight",
-    "post_attention_norm.weight": "post_attention_layernorm.weight",
-    "ffn_norm.weight": "pre_feedforward_layernorm.weight",
-    "post_ffw_norm.weight": "post_feedforward_layernorm.weight",
-    "ffn_gate.weight": "mlp.gate_proj.weight",
-    "ffn_up.weight": "mlp.up_proj.weight",
-    "ffn_down.weight": "mlp.down_proj.weight",
-    "layer_output_scale.weight": "layer_scalar",
-}
-GGUF_OTHER = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-    "rope_freqs.weight": None,  # llama.cpp's way to say "proportional": 1 where rotated, 1e30 where not
-}
 _TOWERS = re.compile(r"(model\.)?(vision_tower|audio_tower|embed_vision|embed_audio|multi_modal_projector)\.")
 _TEXT_PREFIX = re.compile(r"^(model\.language_model\.|language_model\.model\.)")
 
@@ -65,6 +43,9 @@ class Gemma4(Family):
     activation = "gelu_pytorch_tanh"
     sandwich_norms = True
     end_of_turn = ("<turn|>", "<eos>")
+    gguf_blocks: ClassVar = {**GGUF_BLOCKS, **GGUF_SANDWICH, "layer_output_scale.weight": "layer_scalar"}
+    # rope_freqs is llama.cpp's way to say "proportional": 1 where rotated, 1e30 where not
+    gguf_others: ClassVar = {**GGUF_OTHERS, "rope_freqs.weight": None}
     unsupported: ClassVar = {
         "enable_moe_block": bool,
         "hidden_size_per_layer_input": bool,
@@ -84,37 +65,20 @@ class Gemma4(Family):
 
         return Gemma4ForCausalLM(config)
 
-    def spec(self, config) -> ModelSpec:
-        layers = []
-        for i, layer_type in enumerate(config.layer_types):
-            layer, full = config.per_layer_config[i], layer_type == "full_attention"
-            layers.append(
-                AttentionSpec(
-                    kind="full" if full else "sliding",
-                    num_heads=config.num_attention_heads,
-                    num_kv_heads=layer.num_key_value_heads,
-                    head_dim=layer.head_dim,
-                    scale=1.0,
-                    window=None if full else config.sliding_window,
-                    value_is_key=full and config.attention_k_eq_v,
-                )
-            )
-        return ModelSpec(
-            family=self.name,
-            layers=tuple(layers),
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            vocab_size=config.vocab_size,
-            max_positions=config.max_position_embeddings,
-            tied_embeddings=config.tie_word_embeddings,
-            logit_softcap=config.final_logit_softcapping,
+    def layer(self, config, index: int) -> AttentionSpec:
+        own, full = config.per_layer_config[index], config.layer_types[index] == "full_attention"
+        return AttentionSpec(
+            kind="full" if full else "sliding",
+            num_heads=config.num_attention_heads,
+            num_kv_heads=own.num_key_value_heads,
+            head_dim=own.head_dim,
+            scale=1.0,
+            window=None if full else config.sliding_window,
+            value_is_key=full and config.attention_k_eq_v,
         )
 
     def checkpoint_name(self, name: str) -> str | None:
         return multimodal_checkpoint_name(name)
-
-    def gguf_name(self, name: str) -> str | None:
-        return rename_blocks(name, GGUF_BLOCK, GGUF_OTHER)
 
     def config_from_gguf(
         self, metadata: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], where: str = "GGUF"

@@ -11,6 +11,32 @@ from models.errors import LoadError
 MAX_LAYERS = 1024  # far above any real model; what lies beyond is a corrupt header
 
 
+# What llama.cpp calls the tensors that every family here has; a norm before the MLP has a name of its own in each.
+GGUF_BLOCKS = {
+    "attn_norm.weight": "input_layernorm.weight",
+    "attn_q.weight": "self_attn.q_proj.weight",
+    "attn_k.weight": "self_attn.k_proj.weight",
+    "attn_v.weight": "self_attn.v_proj.weight",
+    "attn_output.weight": "self_attn.o_proj.weight",
+    "attn_q_norm.weight": "self_attn.q_norm.weight",
+    "attn_k_norm.weight": "self_attn.k_norm.weight",
+    "ffn_gate.weight": "mlp.gate_proj.weight",
+    "ffn_up.weight": "mlp.up_proj.weight",
+    "ffn_down.weight": "mlp.down_proj.weight",
+}
+# Gemma's norms on both sides of a block.
+GGUF_SANDWICH = {
+    "post_attention_norm.weight": "post_attention_layernorm.weight",
+    "ffn_norm.weight": "pre_feedforward_layernorm.weight",
+    "post_ffw_norm.weight": "post_feedforward_layernorm.weight",
+}
+GGUF_OTHERS: dict[str, str | None] = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+
+
 def rename_blocks(name: str, blocks: Mapping[str, str], others: Mapping[str, str | None]) -> str | None:
     """Translate a GGUF name by two tables: suffixes of `blk.<n>.`, whole names. Unknown names stay."""
     if name in others:

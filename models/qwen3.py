@@ -12,30 +12,11 @@ Sources: transformers models/qwen3; GGUF names and keys: llama.cpp src/models/qw
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from models.family import Family
-from models.gguf_metadata import Metadata, rename_blocks
-from models.spec import AttentionSpec, ModelSpec
-
-GGUF_BLOCK = {
-    "attn_norm.weight": "input_layernorm.weight",
-    "attn_q.weight": "self_attn.q_proj.weight",
-    "attn_k.weight": "self_attn.k_proj.weight",
-    "attn_v.weight": "self_attn.v_proj.weight",
-    "attn_output.weight": "self_attn.o_proj.weight",
-    "attn_q_norm.weight": "self_attn.q_norm.weight",
-    "attn_k_norm.weight": "self_attn.k_norm.weight",
-    "ffn_norm.weight": "post_attention_layernorm.weight",
-    "ffn_gate.weight": "mlp.gate_proj.weight",
-    "ffn_up.weight": "mlp.up_proj.weight",
-    "ffn_down.weight": "mlp.down_proj.weight",
-}
-GGUF_OTHER = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
+from models.gguf_metadata import GGUF_BLOCKS, Metadata
+from models.spec import AttentionSpec
 
 
 class Qwen3(Family):
@@ -44,6 +25,7 @@ class Qwen3(Family):
     gguf_architecture = "qwen3"
     activation = "silu"
     end_of_turn = ("<|im_end|>", "<|endoftext|>")
+    gguf_blocks: ClassVar = {**GGUF_BLOCKS, "ffn_norm.weight": "post_attention_layernorm.weight"}
 
     def make_config(self, fields):
         from transformers import Qwen3Config
@@ -55,29 +37,16 @@ class Qwen3(Family):
 
         return Qwen3ForCausalLM(config)
 
-    def spec(self, config) -> ModelSpec:
-        return ModelSpec(
-            family=self.name,
-            layers=tuple(
-                AttentionSpec(
-                    kind="full" if layer_type == "full_attention" else "sliding",
-                    num_heads=config.num_attention_heads,
-                    num_kv_heads=config.num_key_value_heads,
-                    head_dim=config.head_dim,
-                    scale=config.head_dim**-0.5,
-                    window=None if layer_type == "full_attention" else config.sliding_window,
-                )
-                for layer_type in config.layer_types
-            ),
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            vocab_size=config.vocab_size,
-            max_positions=config.max_position_embeddings,
-            tied_embeddings=config.tie_word_embeddings,
+    def layer(self, config, index: int) -> AttentionSpec:
+        full = config.layer_types[index] == "full_attention"
+        return AttentionSpec(
+            kind="full" if full else "sliding",
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            scale=config.head_dim**-0.5,
+            window=None if full else config.sliding_window,
         )
-
-    def gguf_name(self, name: str) -> str | None:
-        return rename_blocks(name, GGUF_BLOCK, GGUF_OTHER)
 
     def config_from_gguf(
         self, metadata: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], where: str = "GGUF"

@@ -40,9 +40,8 @@ def tiny_model(name):
 def test_gguf_names_are_exactly_the_model(name):
     """Every tensor of the model has one GGUF name: a wrong or absent row of the table leaves a hole."""
     family, wanted = BY_NAME[name], find_slots(tiny_model(name))
-    module = __import__(f"models.{name}", fromlist=["GGUF_BLOCK"])
     layers = range(TINY[name]["num_hidden_layers"])
-    gguf = [f"blk.{i}.{suffix}" for i in layers for suffix in module.GGUF_BLOCK] + list(module.GGUF_OTHER)
+    gguf = [f"blk.{i}.{suffix}" for i in layers for suffix in family.gguf_blocks] + list(family.gguf_others)
     reached = [found for found in map(family.gguf_name, gguf) if found is not None]
     assert len(reached) == len(set(reached))
     if name == "gemma4":  # the full layer has no v_proj

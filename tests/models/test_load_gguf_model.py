@@ -53,9 +53,8 @@ def write_gguf(tmp_path):
         writer = GGUFWriter(path, family.gguf_architecture)
         metadata(writer, model.config, family)
         extra(writer)
-        module = __import__(f"models.{name}", fromlist=["GGUF_BLOCK"])
         layers = range(model.config.num_hidden_layers)
-        names = [*module.GGUF_OTHER, *(f"blk.{i}.{suffix}" for i in layers for suffix in module.GGUF_BLOCK)]
+        names = [*family.gguf_others, *(f"blk.{i}.{suffix}" for i in layers for suffix in family.gguf_blocks)]
         state = model.state_dict()
         tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
         for gguf_name in names:
