@@ -53,6 +53,9 @@ class Engine:
         if self._sampler is None:
             self._warm_up_prefill()
         self._sampler = sampler
+        # A sequence left by an earlier run may fill the caches; the warm-up before a capture needs room of its own.
+        self.lm.reset()
+        self.graph_failure = None
         step = self._step = DecodeStep(self.lm, sampler, self.device)
         if not self.cuda_graph:
             return

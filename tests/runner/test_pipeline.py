@@ -131,6 +131,21 @@ def test_preflight_counts_what_is_then_allocated(saved):
     assert sum(size for name, size in needs.items() if name.startswith("KV")) == runner.engine.lm.caches.nbytes
 
 
+def test_preparing_a_step_forgets_the_last_sequence(build_tiny_model, tmp_path):
+    """A capture's warm-up starts where the caches stand: behind a full context there would be no room for it, the
+    kernels would compile inside the capture, and it would fail. And a past failure must not outlive a new step.
+    """
+    build_tiny_model("qwen3").save_pretrained(tmp_path)
+    runner = Runner.from_pretrained(str(tmp_path), ctx_size=32)
+    runner.generate(prompt(4), max_new_tokens=2, temperature=0)
+    runner.logits(prompt(32))
+    assert runner.engine.lm.caches.length == 32
+    runner.engine.graph_failure = "of an earlier step"
+    runner.engine.prepare(lambda logits, index: logits.argmax(dim=-1))
+    assert runner.engine.lm.caches.length == 0
+    assert runner.engine.graph_failure is None
+
+
 def test_a_seed_repeats_its_text(saved):
     path, _ = saved
     runner = Runner.from_pretrained(str(path), ctx_size=64)
