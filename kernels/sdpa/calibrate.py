@@ -204,7 +204,10 @@ def calibrate(path: Path | None = None, *, progress: Callable[[str], object] | N
         compiler.ahead(work)
     rows = []
     for done, (shape, routes) in enumerate(work, 1):
-        row = measure(shape, routes, pool).row()
+        measured = measure(shape, routes, pool)
+        for tried, error in measured.errors.items():
+            say(f"{done}/{len(work)} {tried.kernel} {tried.config} failed: {error}")
+        row = measured.row()
         rows.append(row)
         best = min(row.us, key=lambda name: row.us[name])
         say(f"{done}/{len(work)} {row.label()}: {best} {row.us[best]:.1f} us")
