@@ -42,7 +42,7 @@ class Rope:
 
 
 class RopeSource(Protocol):
-    """Who knows the rotary angles: asked at the first decode, when the device holds them."""
+    """Who knows the rotary angles: asked at the first call, when the device holds them."""
 
     def rope(self, kind: LayerKind) -> Rope: ...
 
@@ -104,7 +104,7 @@ class FusedDecoderLayer(nn.Module):
 
     @cached_property
     def parts(self) -> LayerParts:
-        """Resolved at the first decode, once the parameters are filled and packed."""
+        """Resolved at the first call, once the parameters are filled and packed."""
         layer, attention, offset = self.hf, self.hf.self_attn, self.recipe.norm_offset
         qkv = [p.weight for p in (attention.q_proj, attention.k_proj, attention.v_proj) if p is not None]
         sandwiched = self.recipe.sandwich

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from kernels.gated import Activation
-from kernels.matvec import DenseWeight, matvec
+from kernels.matvec import DenseWeight, matmul, matvec
 from models.family import Family
 from models.fused_layer import FusedDecoderLayer, LayerRecipe, Rope, Stream, norm_of
 from models.spec import LayerKind, ModelSpec
@@ -56,7 +56,7 @@ class FusedHead(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if hidden_states.shape[1] == 1:
             return matvec(self._matrix, hidden_states, out_dtype=torch.float32, pdl=self.pdl)
-        return nn.functional.linear(hidden_states, self.weight)
+        return matmul(self._matrix, hidden_states)
 
 
 class UnusedRotary(nn.Module):

@@ -1,7 +1,7 @@
 """Matrices that one kernel reads as one, kept as row slices of one storage: q|k|v and gate|up.
 
-Hugging Face's modules keep their own parameters, each a view; so the same bytes serve both the fused decode step and
-the plain modules that prefill runs, and checkpoints fill them by their usual names.
+Hugging Face's modules keep their own parameters, each a view; so the same bytes serve the fused layers and
+the plain modules (`--fuse none`), and checkpoints fill them by their usual names.
 """
 
 from __future__ import annotations
