@@ -92,7 +92,7 @@ def _qk_norm_rope_kernel(
     tl.store(target + HALF + half, high.to(q_out.dtype.element_ty), mask=mask)
 
 
-def _parts(norm: Norm | None, filler: torch.Tensor) -> tuple[torch.Tensor, float, float, bool, bool]:
+def norm_operands(norm: Norm | None, filler: torch.Tensor) -> tuple[torch.Tensor, float, float, bool, bool]:
     """(weight, eps, offset, NORM, WEIGHT) for the kernel; `filler` stands in for a weight that is not there."""
     if norm is None:
         return filler, 0.0, 0.0, False, False
@@ -121,9 +121,9 @@ def launch_qk_norm_rope(
     """Run the Triton kernel (also under the interpreter); arguments as in the entry point, q_out [1, H, T, D] given."""
     _, H, tokens, D = q_out.shape
     KV, capacity = key_cache.shape[1], key_cache.shape[2]
-    q_weight, q_eps, q_offset, q_on, q_has = _parts(q_norm, inv_freq)
-    k_weight, k_eps, k_offset, k_on, k_has = _parts(k_norm, inv_freq)
-    v_weight, v_eps, v_offset, v_on, v_has = _parts(v_norm, inv_freq)
+    q_weight, q_eps, q_offset, q_on, q_has = norm_operands(q_norm, inv_freq)
+    k_weight, k_eps, k_offset, k_on, k_has = norm_operands(k_norm, inv_freq)
+    v_weight, v_eps, v_offset, v_on, v_has = norm_operands(v_norm, inv_freq)
     block = triton.next_power_of_2(D // 2)
     _qk_norm_rope_kernel[(tokens, H + 2 * KV)](
         qkv, q_out, key_cache, value_cache, position, inv_freq, q_weight, k_weight, v_weight,

@@ -30,6 +30,7 @@ def sdpa(
     kv_len: int | torch.Tensor | None = None,
     window: int | None = None,
     route: Route | str | None = None,
+    kv_len_settled: bool = False,
     out: torch.Tensor | None = None,
     workspace: SplitKWorkspace | None = None,
 ) -> torch.Tensor:
@@ -45,8 +46,9 @@ def sdpa(
     [B, H, L_q, L_kv]. `scale` defaults to D ** -0.5. `kv_len`: how many key rows are valid, an int or one int32/int64
     element on the device; what lies beyond does not matter, NaN included. `window`: the query at position p sees the
     keys j with p - window < j <= p (so it implies is_causal). `route`: a Route or a kernel's name instead of the
-    router's choice. `out` [B, H, L_q, D] receives the result; `workspace` (splitk_workspace) makes split-K independent
-    of other streams.
+    router's choice. `kv_len_settled`: kv_len had been written before the kernel in front of this call began, so that
+    split-K under dependent launch may plan by it early. `out` [B, H, L_q, D] receives the result; `workspace`
+    (splitk_workspace) makes split-K independent of other streams.
 
     Returns [B, H, L_q, D] in the query's dtype. Raises ValueError, naming the shapes, for a call that is not like this.
     """
@@ -74,6 +76,7 @@ def sdpa(
         scale=scale,
         kv_len=kv_len,
         window=window,
+        kv_len_settled=kv_len_settled,
         out=out,
         workspace=workspace,
     )
@@ -90,6 +93,7 @@ def run_route(
     scale: float | None,
     kv_len: torch.Tensor | None,
     window: int | None,
+    kv_len_settled: bool = False,
     out: torch.Tensor | None = None,
     workspace: SplitKWorkspace | None = None,
 ) -> torch.Tensor:
@@ -128,6 +132,7 @@ def run_route(
             window=window,
             config=route.config,
             workspace=workspace,
+            kv_len_settled=kv_len_settled,
         )
     from kernels.sdpa.standard import launch_standard
 
@@ -229,7 +234,7 @@ def splitk_workspace(shape: Shape, device: torch.device, config: SplitKConfig | 
 
     `config` defaults to the one that the router would use for the shape. Needs triton.
     """
-    from kernels.sdpa.splitk import make_workspace
+    from kernels.sdpa.splitk import make_workspace, max_splits
 
     if config is None:
         chosen = choose(shape).config
@@ -238,7 +243,9 @@ def splitk_workspace(shape: Shape, device: torch.device, config: SplitKConfig | 
         fallback = default_config("splitk", shape)
         assert isinstance(fallback, SplitKConfig)
         config = fallback
-    return make_workspace(shape.B * shape.K, shape.L_q * shape.group, shape.D, config, device)
+    heads = shape.B * shape.K
+    splits = max_splits(heads, config.programs_per_sm, device)
+    return make_workspace(heads, shape.L_q * shape.group, shape.D, splits, device)
 
 
 def call_shape(

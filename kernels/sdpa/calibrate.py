@@ -74,6 +74,7 @@ def calls_of(
             scale=None,
             kv_len=length,
             window=shape.window,
+            kv_len_settled=True,
             out=None if chosen.kernel.startswith("torch_") else out,
         )
 
@@ -113,12 +114,13 @@ def measure(shape: Shape, routes: Iterable[Route], pool: Pool, *, runs: int = 5)
 
 
 def splitk_candidates(shape: Shape) -> list[SplitKConfig]:
-    """The default and its neighbours: other spreads, the other reduction, no prefetch."""
+    """The default and its neighbours: other spreads, the other reduction and order of loads, no prefetch."""
     base = default_config("splitk", shape)
     assert isinstance(base, SplitKConfig)
     other = replace(base, reduce="apart" if base.reduce == "fused" else "fused")
     spread = [replace(base, programs_per_sm=n) for n in (1, 2, 4)]
-    return [*spread, replace(base, min_rows=64 if base.min_rows == 32 else 32), replace(base, prefetch_rows=0), other]
+    rows = replace(base, min_rows=64 if base.min_rows == 32 else 32)
+    return [*spread, rows, replace(base, prefetch_rows=0), replace(base, late_query=not base.late_query), other]
 
 
 def standard_candidates(shape: Shape) -> list[StandardConfig]:

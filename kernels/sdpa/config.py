@@ -15,7 +15,8 @@ class SplitKConfig:
     a head (1 = the last one alone), "apart" in a second kernel, which `overlap` lets start early. `dependent` lets the
     kernel itself start before its predecessor has ended; it waits for that end, and until then prefetches the first
     `prefetch_rows` keys and values of every split into the L2. Both are programmatic dependent launch (kernels/pdl.py)
-    and do nothing below SM90.
+    and do nothing below SM90. `late_query` asks for the first keys before the queries have arrived, at the price of
+    registers.
     """
 
     block_n: int = 32
@@ -28,6 +29,7 @@ class SplitKConfig:
     overlap: bool = False
     dependent: bool = False
     prefetch_rows: int = 0
+    late_query: bool = False
 
 
 @dataclass(frozen=True)

@@ -36,14 +36,13 @@ def sm_count(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else INTERPRETED_SMS
 
 
-def max_splits(heads: int, config: SplitKConfig, device: torch.device) -> int:
+def max_splits(heads: int, programs_per_sm: int, device: torch.device) -> int:
     """Splits that fill the device `programs_per_sm` times over with `heads` = B * K heads: the grid's second axis."""
-    return max(1, min(MAX_SPLITS, sm_count(device) * config.programs_per_sm // heads))
+    return max(1, min(MAX_SPLITS, sm_count(device) * programs_per_sm // heads))
 
 
-def make_workspace(heads: int, rows: int, head_dim: int, config: SplitKConfig, device: torch.device) -> SplitKWorkspace:
+def make_workspace(heads: int, rows: int, head_dim: int, splits: int, device: torch.device) -> SplitKWorkspace:
     """A fresh workspace for `heads` = B * K key-value heads with `rows` = L_q * H / K query rows each."""
-    splits = max_splits(heads, config, device)
     return SplitKWorkspace(
         part=torch.empty(heads, splits, rows, head_dim, dtype=torch.float32, device=device),
         lse=torch.empty(heads, splits, rows, dtype=torch.float32, device=device),
@@ -55,18 +54,21 @@ def make_workspace(heads: int, rows: int, head_dim: int, config: SplitKConfig, d
 _workspaces: dict[tuple[Any, ...], SplitKWorkspace] = {}
 
 
-def _cached_workspace(
-    heads: int, rows: int, head_dim: int, config: SplitKConfig, device: torch.device
-) -> SplitKWorkspace:
+def cached_workspace(heads: int, rows: int, head_dim: int, splits: int, device: torch.device) -> SplitKWorkspace:
     """The workspace of these sizes. Entries are never dropped: captured graphs hold their addresses."""
-    name = (device, heads, rows, head_dim, max_splits(heads, config, device))
+    name = (device, heads, rows, head_dim, splits)
     found = _workspaces.get(name)
     if found is None:
-        found = make_workspace(heads, rows, head_dim, config, device)
+        found = make_workspace(heads, rows, head_dim, splits, device)
         # Inside a capture the zeroing is recorded, not run: such a workspace is good for that graph alone.
         if not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
             _workspaces[name] = found
     return found
+
+
+def one_tile(bound: int, splits: int, block_n: int, min_rows: int) -> bool:
+    """Whether no split of up to `bound` rows is longer than one tile of `block_n`, a multiple of 16."""
+    return bound <= splits * block_n and min_rows <= block_n
 
 
 def interpreting() -> bool:
@@ -87,6 +89,7 @@ def launch_splitk(
     window: int | None,
     config: SplitKConfig,
     workspace: SplitKWorkspace | None = None,
+    kv_len_settled: bool = False,
 ) -> torch.Tensor:
     """Run the kernel on arguments that passed check_call and check_splitk; writes and returns `out`.
 
@@ -97,7 +100,8 @@ def launch_splitk(
     G = H // K
     rows, heads = L_q * G, B * K
     if workspace is None:
-        workspace = _cached_workspace(heads, rows, D, config, query.device)
+        splits = max_splits(heads, config.programs_per_sm, query.device)
+        workspace = cached_workspace(heads, rows, D, splits, query.device)
     splits = workspace.max_splits
     if workspace.part.shape != (heads, splits, rows, D):
         raise ValueError(
@@ -105,7 +109,7 @@ def launch_splitk(
             f"found one of {tuple(workspace.part.shape)}"
         )
     on_device = isinstance(kv_len, torch.Tensor)
-    bound = L_kv if kv_len is None or on_device else kv_len
+    bound = kv_len if isinstance(kv_len, int) else L_kv
     mask, mask_kind, mask_strides = mask_operands(attn_mask, (B, H, L_q, L_kv), query)
     fused = config.reduce == "fused"
     # Waiting blocks must be few beside the device's slots, and the interpreter runs one block after the other.
@@ -152,36 +156,66 @@ def launch_splitk(
         DEPENDENT=dependent,
         OVERLAP=overlap,
         PREFETCH=config.prefetch_rows,
+        SETTLED=kv_len_settled or not on_device,
+        LATE_QUERY=config.late_query,
+        PIN=not interpreting(),
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         **launch_options(dependent),
     )
     if not fused:
-        columns = min(D, 64 if splits <= 64 else 32)
-        combine_kernel[(D // columns, rows, heads)](
-            workspace.part,
-            workspace.lse,
+        launch_combine(
+            workspace,
             out,
-            kv_len if on_device else query,
-            bound,
-            0 if window is None else window,
-            config.min_rows,
-            *out.stride()[:3],
-            L_Q=L_q,
-            G=G,
-            K=K,
-            D=D,
-            COLS=columns,
-            SPLITS=splits,
-            HAS_KV_LEN=on_device,
-            WINDOWED=window is not None,
-            AT_ONCE=triton.next_power_of_2(splits),
-            OVERLAP=overlap,
-            num_warps=4,
-            **launch_options(overlap),
+            kv_len,
+            bound=bound,
+            window=window,
+            min_rows=config.min_rows,
+            key_heads=K,
+            overlap=overlap,
         )
     return out
+
+
+def launch_combine(
+    workspace: SplitKWorkspace,
+    out: torch.Tensor,
+    kv_len: int | torch.Tensor | None,
+    *,
+    bound: int,
+    window: int | None,
+    min_rows: int,
+    key_heads: int,
+    overlap: bool,
+) -> None:
+    """Merge the splits in `workspace` into `out` [B, H, L_q, D]; the bounds are those that the splits were made by."""
+    B, H, L_q, D = out.shape
+    splits = workspace.max_splits
+    columns = min(D, 64 if splits <= 64 else 32)
+    on_device = isinstance(kv_len, torch.Tensor)
+    combine_kernel[(D // columns, L_q * H // key_heads, B * key_heads)](
+        workspace.part,
+        workspace.lse,
+        out,
+        kv_len if on_device else out,
+        bound,
+        0 if window is None else window,
+        min_rows,
+        *out.stride()[:3],
+        L_Q=L_q,
+        G=H // key_heads,
+        K=key_heads,
+        D=D,
+        COLS=columns,
+        SPLITS=splits,
+        HAS_KV_LEN=on_device,
+        WINDOWED=window is not None,
+        AT_ONCE=triton.next_power_of_2(splits),
+        OVERLAP=overlap,
+        num_warps=4,
+        **launch_options(overlap),
+    )
 
 
 def at_once(elements: int, num_warps: int) -> int:

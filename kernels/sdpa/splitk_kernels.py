@@ -15,7 +15,7 @@ from kernels.pdl import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
-def _plan(
+def plan_splits(
     kv_len,
     bound,
     window,
@@ -41,7 +41,7 @@ def _plan(
 
 
 @triton.jit
-def _prefetch(base, stride_l, valid, D: tl.constexpr, ROWS: tl.constexpr):
+def prefetch_rows(base, stride_l, valid, D: tl.constexpr, ROWS: tl.constexpr):
     """Ask the L2 for the first ROWS of `valid` > 0 rows of D elements, a line of 128 bytes a request."""
     PER_LINE: tl.constexpr = 128 // (base.dtype.element_ty.primitive_bitwidth // 8)
     rows = tl.minimum(tl.arange(0, ROWS), valid - 1)
@@ -51,6 +51,49 @@ def _prefetch(base, stride_l, valid, D: tl.constexpr, ROWS: tl.constexpr):
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [ptr.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
     )
+
+
+@triton.jit
+def pinned(tile, PIN: tl.constexpr):
+    """The tile, tied to this point of the program.
+
+    A copy in assembly, which costs nothing: without it the compiler moves the tile's way through shared memory up to
+    its load, and every load then waits for the one before it. Off in the interpreter, which knows no assembly.
+    """
+    if PIN:
+        bits: tl.constexpr = tile.dtype.primitive_bitwidth
+        if bits == 16:
+            tile = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [tile], tile.dtype, is_pure=False, pack=2)
+        else:
+            tile = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [tile], tile.dtype, is_pure=False, pack=1)
+    return tile
+
+
+@triton.jit
+def scores_of(q_low, q_high, k_low, k_high, HALVES: tl.constexpr, PIN: tl.constexpr, PRECISION: tl.constexpr):
+    """q . k [M, N]. Heads come in halves, so that two chains of dependent tensor core instructions run side by side.
+
+    Pinned, or the compiler would make one chain of them again: the second product on top of the first.
+    """
+    scores = tl.dot(q_low, tl.trans(k_low), input_precision=PRECISION)
+    if HALVES:
+        scores = pinned(scores, PIN) + pinned(tl.dot(q_high, tl.trans(k_high), input_precision=PRECISION), PIN)
+    return scores
+
+
+@triton.jit
+def online_softmax(scores, v, unit, highest, sums, acc, PRECISION: tl.constexpr):
+    """One tile's scores [M, N] (-inf where unseen) and values [N, D] into the running (maximum, sums, weighted values).
+
+    `sums` [M, N] is summed over keys after the last tile: one reduction less in every turn.
+    """
+    higher = tl.maximum(highest, tl.max(scores, 1))
+    base = tl.where(higher == -float("inf"), 0.0, higher)  # a row that sees nothing yet: weights exp2(-inf) = 0
+    weights = tl.exp2(scores * unit - (base * unit)[:, None])
+    decay = tl.exp2((highest - base) * unit)
+    sums = sums * decay[:, None] + weights
+    acc = acc * decay[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
+    return higher, sums, acc
 
 
 @triton.jit
@@ -145,12 +188,16 @@ def splitk_kernel(
     DEPENDENT: tl.constexpr,
     OVERLAP: tl.constexpr,
     PREFETCH: tl.constexpr,
+    SETTLED: tl.constexpr,
+    LATE_QUERY: tl.constexpr,
+    PIN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """One stretch of keys for the R = L_Q * G query rows of one key-value head. Grid (K, SPLITS, B).
 
     Programs beyond the last stretch leave at once. `arrivals` int32 [B * K, 2] is zero between launches.
-    MASK_KIND: 0 none, 1 boolean (as uint8), 2 additive. `scale` > 0.
+    MASK_KIND: 0 none, 1 boolean (as uint8), 2 additive. `scale` > 0. SETTLED: kv_len may be relied on before the wait.
+    PIN: see `pinned`.
     """
     R: tl.constexpr = L_Q * G
     LOG2E: tl.constexpr = 1.4426950408889634
@@ -160,18 +207,19 @@ def splitk_kernel(
     key += b * stride_kb + h * stride_kh
     value += b * stride_vb + h * stride_vh
     if DEPENDENT:
-        if PREFETCH > 0:
-            # kv_len may still be the last step's: good enough for a guess at what to prefetch, and for nothing else.
-            guess, first, span, chunk = _plan(kv_len, bound, window, min_rows, L_Q, HAS_KV_LEN, WINDOWED, SPLITS)
+        # Unless settled, kv_len may still be the last step's: a guess at what to prefetch, and for nothing else.
+        filled, first, span, chunk = plan_splits(kv_len, bound, window, min_rows, L_Q, HAS_KV_LEN, WINDOWED, SPLITS)
+        if PREFETCH > 0:  # noqa: SIM102 (decided while compiling; the inner condition on the device)
             if split * chunk < span:
                 start = first + split * chunk
-                some = tl.minimum(chunk, guess - start)
-                _prefetch(key + start.to(tl.int64) * stride_kl, stride_kl, some, D, PREFETCH)
-                _prefetch(value + start.to(tl.int64) * stride_vl, stride_vl, some, D, PREFETCH)
+                some = tl.minimum(chunk, filled - start)
+                prefetch_rows(key + start.to(tl.int64) * stride_kl, stride_kl, some, D, PREFETCH)
+                prefetch_rows(value + start.to(tl.int64) * stride_vl, stride_vl, some, D, PREFETCH)
         gdc_wait()
     if OVERLAP:
         gdc_launch_dependents()
-    filled, first, span, chunk = _plan(kv_len, bound, window, min_rows, L_Q, HAS_KV_LEN, WINDOWED, SPLITS)
+    if not (DEPENDENT and SETTLED):
+        filled, first, span, chunk = plan_splits(kv_len, bound, window, min_rows, L_Q, HAS_KV_LEN, WINDOWED, SPLITS)
     if (split * chunk >= span) & (split > 0):
         return
 
@@ -180,14 +228,20 @@ def splitk_kernel(
     turn = rows // G  # which of the L_Q queries
     cols = tl.arange(0, D)
     near = tl.arange(0, BLOCK_N)
-    q_ptr = query + b * stride_qb + (h * G + lane)[:, None] * stride_qh + turn[:, None] * stride_ql + cols[None, :]
-    q = tl.load(q_ptr, mask=(rows < R)[:, None], other=0.0)  # [M, D]
+    HALVES: tl.constexpr = D >= 32
+    PART: tl.constexpr = D // 2 if HALVES else D
+    half = tl.arange(0, PART)
+    q_ptr = query + b * stride_qb + (h * G + lane)[:, None] * stride_qh + turn[:, None] * stride_ql + half[None, :]
+    q_low = tl.load(q_ptr, mask=(rows < R)[:, None], other=0.0)  # [M, PART]
+    q_high = q_low
+    if HALVES:
+        q_high = tl.load(q_ptr + PART, mask=(rows < R)[:, None], other=0.0)
     position = filled - L_Q + turn
     low = first + split * chunk
     high = tl.minimum(low + chunk, filled)
     k_base = key + low.to(tl.int64) * stride_kl
     v_base = value + low.to(tl.int64) * stride_vl
-    k_tile = near[:, None] * stride_kl + cols[None, :]  # [BLOCK_N, D]
+    k_tile = near[:, None] * stride_kl + half[None, :]  # [BLOCK_N, PART]
     v_tile = near[:, None] * stride_vl + cols[None, :]
 
     # Scores stay in the units of q . k and are scaled inside the exponent, where one fused multiply-add does it; an
@@ -196,15 +250,21 @@ def splitk_kernel(
     if MASK_KIND == 2:
         unit = LOG2E
     highest = tl.full([M], -float("inf"), tl.float32)
-    sums = tl.zeros([M, BLOCK_N], tl.float32)  # summed over keys after the loop: one reduction less in every turn
+    sums = tl.zeros([M, BLOCK_N], tl.float32)
     acc = tl.zeros([M, D], tl.float32)
     for start in range(low, high, BLOCK_N):
         keys = start + near
         ok = keys < high
         # rows at and beyond `high` are never read: they may hold NaN, which 0 * would not remove
-        k = tl.load(k_base + k_tile, mask=ok[:, None], other=0.0)
+        k_low = tl.load(k_base + k_tile, mask=ok[:, None], other=0.0)
+        k_high = k_low
+        if HALVES:
+            k_high = tl.load(k_base + PART + k_tile, mask=ok[:, None], other=0.0)
         v = tl.load(v_base + v_tile, mask=ok[:, None], other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [M, BLOCK_N]
+        # With LATE_QUERY the queries take their way to the tensor cores in every turn: else that way lies before the
+        # loop, and the first keys are asked for only when the queries have arrived.
+        now_low, now_high = pinned(q_low, PIN and LATE_QUERY), pinned(q_high, PIN and LATE_QUERY)
+        scores = scores_of(now_low, now_high, k_low, k_high, HALVES, PIN, PRECISION)  # [M, BLOCK_N]
         seen = ok[None, :]
         if CAUSAL:
             seen = seen & (keys[None, :] <= position[:, None])
@@ -220,13 +280,7 @@ def splitk_kernel(
             else:
                 scores = scores * scale + given.to(tl.float32)
         scores = tl.where(seen, scores, -float("inf"))
-        higher = tl.maximum(highest, tl.max(scores, 1))
-        base = tl.where(higher == -float("inf"), 0.0, higher)  # a row that sees nothing yet: weights exp2(-inf) = 0
-        weights = tl.exp2(scores * unit - (base * unit)[:, None])
-        decay = tl.exp2((highest - base) * unit)
-        sums = sums * decay[:, None] + weights
-        acc = acc * decay[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
-        highest = higher
+        highest, sums, acc = online_softmax(scores, v, unit, highest, sums, acc, PRECISION)
         k_base += BLOCK_N * stride_kl
         v_base += BLOCK_N * stride_vl
 
@@ -317,7 +371,7 @@ def combine_kernel(
     R: tl.constexpr = L_Q * G
     if OVERLAP:
         gdc_launch_dependents()
-    _, _, span, chunk = _plan(kv_len, bound, window, min_rows, L_Q, HAS_KV_LEN, WINDOWED, SPLITS)
+    _, _, span, chunk = plan_splits(kv_len, bound, window, min_rows, L_Q, HAS_KV_LEN, WINDOWED, SPLITS)
     splits = tl.maximum(tl.cdiv(span, chunk), 1)
     head = tl.program_id(2)
     b = (head // K).to(tl.int64)

@@ -130,7 +130,7 @@ def test_any_strides_with_a_contiguous_last_dimension():
 def test_counters_are_zero_again_after_each_launch():
     """A graph replays the launch without a host in between: a counter left standing would break the second replay."""
     q, k, v = draw()
-    workspace = make_workspace(2, 2, 64, SMALL, DEVICE)
+    workspace = make_workspace(2, 2, 64, 8, DEVICE)
     for length in (300, 17, 1, 256):
         got, want = run(q, k, v, kv_len=device_length(length), workspace=workspace)
         torch.testing.assert_close(got, want)
@@ -140,7 +140,7 @@ def test_counters_are_zero_again_after_each_launch():
 def test_a_workspace_of_other_sizes_is_refused():
     q, k, v = draw()
     with pytest.raises(ValueError, match="workspace for 2 heads x 2 rows"):
-        run(q, k, v, workspace=make_workspace(2, 4, 64, SMALL, DEVICE))
+        run(q, k, v, workspace=make_workspace(2, 4, 64, 8, DEVICE))
 
 
 @pytest.mark.parametrize(
