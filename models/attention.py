@@ -67,6 +67,7 @@ def attend_token(query: torch.Tensor, cache: LayerCache, spec: AttentionSpec, ro
         scale=spec.scale,
         enable_gqa=True,
         kv_len=cache.cursor.kv_len,
+        kv_len_settled=True,  # by KVCaches.begin_decode, at the start of the step
         route=routes.decode,
     )
 

@@ -3,8 +3,8 @@
 Per token, with the residual stream h and its norm x coming from the layer before:
 
     qkv = W_qkv x                                   matvec
-    q   = rope(norm(q)); the cache row = k, v       qk_norm_rope_cache_write
-    c   = attention(q, cache)                       kernels.sdpa
+    q   = rope(norm(q)); the cache row = k, v       decode_attention; or, with `fuse_attention` off,
+    c   = attention(q, cache)                       qk_norm_rope_cache_write and kernels.sdpa
     o   = W_o c                                     matvec
     h   = h + norm(o);  x = norm(h)                 sandwich
     a   = act(W_gate x) * (W_up x)                  matvec_gated
@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import nn
 
+from kernels.decode_attention import decode_attention
 from kernels.gated import Activation, gated
 from kernels.matvec import DenseWeight, Weight, matmul, matvec, matvec_gated
 from kernels.norm import Norm, rms_norm, sandwich
@@ -92,8 +93,13 @@ def norm_of(module: Any, offset: float) -> Norm:
 class FusedDecoderLayer(nn.Module):
     """Takes the call of the Hugging Face decoder layer it wraps, whose self_attn must already be RoutedAttention."""
 
-    def __init__(self, hf_layer: Any, next_norm: Any, recipe: LayerRecipe, ropes: RopeSource, *, pdl: bool):
-        """`next_norm`: the Hugging Face norm that reads this layer's output, the next layer's or the model's last."""
+    def __init__(
+        self, hf_layer: Any, next_norm: Any, recipe: LayerRecipe, ropes: RopeSource, *, fuse_attention: bool, pdl: bool
+    ):
+        """`next_norm`: the Hugging Face norm that reads this layer's output, the next layer's or the model's last.
+
+        `fuse_attention`: norms, RoPE and cache write inside split-K where the layer's route is split-K.
+        """
         super().__init__()
         assert isinstance(hf_layer.self_attn, RoutedAttention)
         self.hf = hf_layer
@@ -101,6 +107,7 @@ class FusedDecoderLayer(nn.Module):
         # In tuples, because they are modules of the model, not of this layer.
         self._ropes, self._next_norm = (ropes,), (next_norm,)
         self.pdl = pdl
+        self.fuses_attention = fuse_attention and hf_layer.self_attn.routes.decode.kernel in ("splitk", "reference")
 
     @cached_property
     def parts(self) -> LayerParts:
@@ -163,6 +170,19 @@ class FusedDecoderLayer(nn.Module):
         """Attention over the cache with this token in it: packed q|k|v [1, 1, N] -> context [1, 1, H * D]."""
         attention = self.hf.self_attn
         spec, cache = attention.spec, attention.cache
+        if self.fuses_attention:
+            context = decode_attention(
+                qkv,
+                cache.keys,
+                cache.values,
+                position=attention.caches.position,
+                row=cache.cursor.row,
+                kv_len=cache.cursor.kv_len,
+                scale=spec.scale,
+                pdl=self.pdl,
+                **self._head_options,
+            )
+            return context.view(1, 1, -1)
         query = self._rotate(qkv, cache.keys, cache.values, ring=spec.window is not None)
         # L_q == 1: [1, H, 1, D] is [H * D] in memory
         return attend_token(query, cache, spec, attention.routes).view(1, 1, -1)
@@ -186,22 +206,29 @@ class FusedDecoderLayer(nn.Module):
         first_row: int | None = None,
     ) -> torch.Tensor:
         """Norms and RoPE of packed q|k|v; writes the keys and values to their rows, returns the query [1, H, T, D]."""
-        parts, attention = self.parts, self.hf.self_attn
         return qk_norm_rope_cache_write(
             qkv,
             keys,
             values,
-            position=attention.caches.position,
-            inv_freq=parts.rope.inv_freq,
-            num_heads=attention.spec.num_heads,
+            position=self.hf.self_attn.caches.position,
             ring=ring,
             first_row=first_row,
+            pdl=self._pdl_for(qkv),
+            **self._head_options,
+        )
+
+    @cached_property
+    def _head_options(self) -> dict[str, Any]:
+        """What happens to the heads of q|k|v, as both of its kernels take it."""
+        parts, spec = self.parts, self.hf.self_attn.spec
+        return dict(
+            num_heads=spec.num_heads,
+            inv_freq=parts.rope.inv_freq,
+            attention_scaling=parts.rope.attention_scaling,
             q_norm=parts.q_norm,
             k_norm=parts.k_norm,
             v_norm=parts.v_norm,
-            value_is_key=attention.spec.value_is_key,
-            attention_scaling=parts.rope.attention_scaling,
-            pdl=self._pdl_for(qkv),
+            value_is_key=spec.value_is_key,
         )
 
     def _pdl_for(self, x: torch.Tensor) -> bool:

@@ -78,10 +78,11 @@ class UnusedRotary(nn.Module):
         )
 
 
-def fuse_layers(model: Any, family: Family, spec: ModelSpec, *, pdl: bool) -> SwapReport:
+def fuse_layers(model: Any, family: Family, spec: ModelSpec, *, pdl: bool, fuse_attention: bool = True) -> SwapReport:
     """Wrap every decoder layer (attention already swapped) and replace final norm and head, in place.
 
     The model may still be on the meta device. It must then be filled with `projection_packs` and `hf_name`.
+    `fuse_attention`: see FusedDecoderLayer.
     """
     offset = 1.0 if family.unit_offset_norms else 0.0
     recipe = LayerRecipe(ACTIVATIONS[family.activation], offset, family.sandwich_norms)
@@ -92,8 +93,11 @@ def fuse_layers(model: Any, family: Family, spec: ModelSpec, *, pdl: bool) -> Sw
     next_norms = [layer.input_layernorm for layer in hf_layers[1:]] + [body.norm]
     rows = []
     for index, (old, next_norm, attention) in enumerate(zip(hf_layers, next_norms, spec.layers, strict=True)):
-        body.layers[index] = FusedDecoderLayer(old, next_norm, recipe, body.rotary_emb, pdl=pdl)
+        fused = body.layers[index] = FusedDecoderLayer(
+            old, next_norm, recipe, body.rotary_emb, fuse_attention=fuse_attention, pdl=pdl
+        )
+        kernels = "matvec, decode_attention" if fused.fuses_attention else "matvec"
         why = "one token at a time; prefill through cuBLAS"
-        rows.append(SwapRow(index, attention.kind, "layer", type(old).__name__, "FusedDecoderLayer", "matvec", why))
+        rows.append(SwapRow(index, attention.kind, "layer", type(old).__name__, "FusedDecoderLayer", kernels, why))
     model.lm_head = FusedHead(model.lm_head, pdl=pdl)
     return SwapReport(tuple(rows))

@@ -137,7 +137,11 @@ def _machine(group: Any) -> None:
     add("--dtype", choices=DTYPES, help="default: bfloat16 on cuda, float32 on cpu")
     add("--ctx-size", "-c", *_CTX, type=int, metavar="N", help="default: fits prompt and new tokens")
     add("--attention", choices=ATTENTION_MODES, default="routed", help="hf leaves Hugging Face's own (default routed)")
-    add("--fuse", choices=FUSE_MODES, help="layer: whole decoder layers fused for one token (default on cuda)")
+    add(
+        "--fuse",
+        choices=FUSE_MODES,
+        help="layer: decoder layers in fused kernels; all: RoPE inside split-K, too (default on cuda)",
+    )
     add(
         "--cuda-graph",
         dest="cuda_graph",

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from models.errors import UsageError
 
 Attention = Literal["hf", "standard", "splitk", "routed"]
-Fuse = Literal["none", "layer"]
+Fuse = Literal["none", "layer", "all"]
 LoadFormat = Literal["auto", "dummy"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 

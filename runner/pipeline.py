@@ -68,6 +68,7 @@ def swap(model: Any, source: Source, settings: Settings) -> tuple[CausalLM, Swap
         return HuggingFaceLM(model, settings.ctx_size), report
     caches = KVCaches(source.spec, settings.ctx_size, device=settings.device, dtype=settings.dtype)
     report = swap_attention(model, source.spec, caches, settings.attention, pdl=settings.pdl)
-    if settings.fuse == "layer":
-        report += fuse_layers(model, source.family, source.spec, pdl=settings.pdl)
+    if settings.fuse != "none":
+        fuse_attention = settings.fuse == "all"
+        report += fuse_layers(model, source.family, source.spec, pdl=settings.pdl, fuse_attention=fuse_attention)
     return RoutedLM(model, caches), report

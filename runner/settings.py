@@ -35,21 +35,21 @@ def choose_settings(config: RunConfig, spec: ModelSpec) -> Settings:
     cuda = device.type == "cuda"
     if config.cuda_graph and not cuda:
         raise UsageError(f"--cuda-graph needs a CUDA device, found {device}")
-    if config.fuse == "layer" and config.attention == "hf":
-        raise UsageError("--fuse layer needs our attention modules, found --attention hf")
+    if config.fuse not in (None, "none") and config.attention == "hf":
+        raise UsageError(f"--fuse {config.fuse} needs our attention modules, found --attention hf")
     if config.pdl and not _supports_pdl(device):
         raise UsageError(f"--pdl needs an NVIDIA GPU of compute capability 9.0 or later, found {device}")
     ctx_size = config.ctx_size or min(spec.max_positions, DEFAULT_CTX_SIZE)
     if ctx_size > spec.max_positions:
         raise UsageError(f"--ctx-size {ctx_size}: this model knows {spec.max_positions} positions")
-    fuse = config.fuse or ("layer" if cuda and config.attention != "hf" else "none")
+    fuse = config.fuse or ("all" if cuda and config.attention != "hf" else "none")
     return Settings(
         device=device,
         dtype=getattr(torch, config.dtype) if config.dtype else (torch.bfloat16 if cuda else torch.float32),
         attention=config.attention,
         cuda_graph=cuda if config.cuda_graph is None else config.cuda_graph,
         fuse=fuse,
-        pdl=fuse == "layer" and _supports_pdl(device) if config.pdl is None else config.pdl,
+        pdl=fuse != "none" and _supports_pdl(device) if config.pdl is None else config.pdl,
         ctx_size=ctx_size,
         prefill_chunk=config.prefill_chunk or PREFILL_CHUNK[device.type],
     )

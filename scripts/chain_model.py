@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from kernels.decode_attention import decode_attention
 from kernels.gated import Activation
 from kernels.matvec import DenseWeight, MatvecConfig, config_for, matvec, matvec_gated
 from kernels.norm import Norm, rms_norm, sandwich
@@ -80,6 +81,7 @@ class Plan:
     norms: "prologue" leaves the norm before a matrix to that matrix (deferred scale), "seam" gives it to the kernel in
     front; residual_epilogue (families without norms behind blocks): the matvec adds the residual itself.
     configs: (cols, gated) -> launch, in place of the table. trigger: in place of the configuration's.
+    attention: split-K behind a kernel of its own for norms, RoPE and cache write; "fused": decode_attention.
     """
 
     pdl: bool = False
@@ -88,7 +90,7 @@ class Plan:
     residual_epilogue: bool = False
     parts: frozenset[Part] = ALL_PARTS
     configs: dict[tuple[int, bool], MatvecConfig] = field(default_factory=dict)
-    attention: SplitKConfig = field(default_factory=SplitKConfig)
+    attention: SplitKConfig | Literal["fused"] = field(default_factory=SplitKConfig)
 
 
 @dataclass
@@ -133,6 +135,7 @@ class Chain:
         self.scalar = torch.ones(1, device=device, dtype=torch.bfloat16)
         self.embedding = rand(1, K, scale=1.0)
         self.position = torch.tensor([CONTEXT - 1], device=device)
+        self.rows = {a: self.position % a.capacity for a in set(self.attention)}
         self.lengths = {
             a: torch.tensor([min(CONTEXT, a.capacity)], device=device, dtype=torch.int32) for a in set(self.attention)
         }
@@ -186,16 +189,24 @@ class Chain:
                 rms_norm(self.h, self.norm, out=self.x, pdl=plan.pdl)
 
     def _attend(self, plan: Plan, a: AttentionShape, layer: LayerWeights) -> None:
+        heads: dict[str, Any] = dict(
+            position=self.position, inv_freq=layer.inv_freq, num_heads=a.heads, q_norm=layer.head_norm,
+            k_norm=layer.head_norm, v_norm=layer.value_norm, value_is_key=a.value_is_key, pdl=plan.pdl,
+        )  # fmt: skip
+        if plan.attention == "fused":
+            if "attention" in plan.parts:
+                decode_attention(
+                    self.qkv[a], layer.keys, layer.values, row=self.rows[a], kv_len=self.lengths[a],
+                    scale=a.head_dim**-0.5, out=self.context[a], **heads,
+                )  # fmt: skip
+            return
         if "small" in plan.parts:
-            qk_norm_rope_cache_write(
-                self.qkv[a], layer.keys, layer.values, position=self.position, inv_freq=layer.inv_freq,
-                num_heads=a.heads, ring=a.ring, q_norm=layer.head_norm, k_norm=layer.head_norm,
-                v_norm=layer.value_norm, value_is_key=a.value_is_key, q_out=self.q[a], pdl=plan.pdl,
-            )  # fmt: skip
+            qk_norm_rope_cache_write(self.qkv[a], layer.keys, layer.values, ring=a.ring, q_out=self.q[a], **heads)
         if "attention" in plan.parts:
             launch_splitk(
                 self.q[a], layer.keys, layer.values, self.context[a], None, is_causal=False,
                 scale=a.head_dim**-0.5, kv_len=self.lengths[a], window=None, config=plan.attention,
+                kv_len_settled=True,
             )  # fmt: skip
 
     def step(self, plan: Plan) -> torch.Tensor:

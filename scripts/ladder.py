@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import gc
+import sys
 import time
+import traceback
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,7 +47,8 @@ RUNGS = (
     Rung("+ CUDA graph, standard attention", dict(attention="standard", cuda_graph=True, **OFF)),
     Rung("+ routed attention (split-K)", dict(attention="routed", cuda_graph=True, **OFF)),
     Rung("+ fused layers", dict(attention="routed", cuda_graph=True, fuse="layer", pdl=False)),
-    Rung("+ dependent launch", dict(attention="routed", cuda_graph=True, fuse="layer", pdl=True), None),
+    Rung("+ dependent launch", dict(attention="routed", cuda_graph=True, fuse="layer", pdl=True)),
+    Rung("+ norms and RoPE inside split-K", dict(attention="routed", cuda_graph=True, fuse="all", pdl=True), None),
 )
 
 
@@ -67,6 +70,7 @@ class Result:
     peak_gib: float = 0.0
     startup: dict[str, float] = field(default_factory=dict)
     routes: dict[str, str] = field(default_factory=dict)
+    error: str | None = None
 
 
 def middle(samples: list[float]) -> list[float]:
@@ -150,7 +154,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=2401)
     parser.add_argument("--new", type=int, default=256)
     parser.add_argument("--runs", type=int, default=10)
-    parser.add_argument("--rungs", default="0,1,2,3,4,5,6", help="which rungs, by number")
+    parser.add_argument("--rungs", default="0,1,2,3,4,5,6,7", help="which rungs, by number")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     device = torch.device("cuda")
@@ -161,16 +165,24 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     for rung in [RUNGS[int(number)] for number in args.rungs.split(",")]:
         started = time.perf_counter()
-        result = measure(rung, args, bandwidth, rate)
+        try:
+            result = measure(rung, args, bandwidth, rate)
+        except Exception as error:  # named in the file and by the exit code; the other rungs still count
+            traceback.print_exc()
+            result = Result(rung.name, 0, 0, error=f"{type(error).__name__}: {error}")
         results.append(asdict(result))
         write_result(args.out, f"ladder-{args.model}-{args.prompt}", {**body, "rungs": results})  # rung by rung
         free_device()
+        if result.error:
+            continue
         print(
             f"{rung.name:42s} decode {result.kept_decode:8.2f} +- {result.kept_decode_sd:.2f} tok/s ({result.mbu:.1%} "
             f"MBU, {result.generated} tokens x {result.runs}), prefill {result.kept_prefill:8.0f} tok/s "
             f"({result.mfu:.1%} MFU), peak {result.peak_gib:.1f} GiB, {time.perf_counter() - started:.0f} s",
             flush=True,
         )
+    if failed := [result["rung"] for result in results if result["error"]]:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from runner.config import RunConfig, SamplingConfig
 from scripts.provenance import write_result
 
 STEPS = 12
+ATTENTION = ("decode_attention_kernel", "splitk_kernel", "combine_kernel", "standard_kernel")
 MATVECS = ("qkv", "o", "gate_up", "down")
 
 
@@ -47,7 +48,7 @@ def name_parts(kernels: list[str], layers: int) -> list[str]:
         if "_matvec_kernel" in name:
             parts.append(MATVECS[matvecs % 4] if matvecs < 4 * layers else "lm_head")
             matvecs += 1
-        elif any(kernel in name for kernel in ("splitk_kernel", "combine_kernel", "standard_kernel")):
+        elif any(kernel in name for kernel in ATTENTION):
             parts.append("attention")
         else:
             parts.append("small")
@@ -108,6 +109,7 @@ def main() -> None:
     parser.add_argument("--model", default="gemma4-31b")
     parser.add_argument("--context", type=int, default=2401)
     parser.add_argument("--pdl", action=argparse.BooleanOptionalAction, default=None)
+    parser.add_argument("--fuse", choices=("layer", "all"), default="all")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     bandwidth = read_bandwidth(torch.device("cuda"))
@@ -117,7 +119,7 @@ def main() -> None:
             model=args.model,
             load_format="dummy",
             ctx_size=args.context + 64,
-            fuse="layer",
+            fuse=args.fuse,
             cuda_graph=True,
             pdl=args.pdl,
         )

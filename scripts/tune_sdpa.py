@@ -26,16 +26,18 @@ from kernels.sdpa.shape import Shape
 from kernels.sdpa.table import Table, versions
 
 TILES = {  # head_dim -> (block_n, num_warps, num_stages)
-    128: [(32, 4, 4), (64, 4, 3)],
-    256: [(32, 4, 2), (32, 4, 3), (64, 8, 3)],
-    512: [(16, 4, 3), (16, 4, 4), (32, 8, 3)],
+    128: [(32, 4, 4), (64, 4, 3), (64, 8, 3)],
+    256: [(32, 4, 3), (64, 8, 3)],
+    512: [(16, 4, 3), (16, 4, 4)],
 }
 ALONE = [
     {"reduce": "fused", "dependent": True, "prefetch_rows": 64},
     {"reduce": "fused", "dependent": True},
 ]
 EARLY = {"reduce": "apart", "overlap": True, "dependent": True}
-APART = [EARLY, {**EARLY, "prefetch_rows": 32}, {**EARLY, "prefetch_rows": 128}]
+SHORT = [{**EARLY, "prefetch_rows": 32}, {**EARLY, "prefetch_rows": 32, "late_query": True}]
+LONG = [*SHORT, EARLY]  # from LONG_FROM keys on the prefetch may not pay
+LONG_FROM = 8192
 PREFILL_TILES = {  # head_dim -> (block_m, block_n, num_warps, num_stages, tma)
     128: [(128, 64, 8, 3, False), (128, 64, 8, 3, True), (128, 128, 8, 2, True), (64, 64, 4, 3, True)],
     256: [
@@ -72,12 +74,13 @@ def standard_routes(shape: Shape) -> list[Route]:
 
 def splitk_routes(shape: Shape) -> list[Route]:
     """Split-K on every tile, spread over one or two programs a multiprocessor; one launch alone for few keys."""
+    reductions = ALONE if shape.L_kv <= 128 else SHORT if shape.L_kv < LONG_FROM else LONG
     return [
         Route("splitk", SplitKConfig(n, w, s, programs_per_sm=spread, min_rows=rows, **reduction), "")
         for n, w, s in TILES[shape.D]
         for spread in (1, 2)
-        for rows in (32, 64)
-        for reduction in (ALONE if shape.L_kv <= 128 else APART)
+        for rows in (16, 32, 64)
+        for reduction in reductions
     ]
 
 

@@ -33,9 +33,9 @@ def routed_engine(model: torch.nn.Module, *, chunk: int, attention: str = "route
     report = swap_attention(model, spec, caches, attention)
     assert {row.new for row in report.rows} == {"RoutedAttention"}
     assert len(report.rows) == model.config.num_hidden_layers
-    if fuse == "layer":
+    if fuse != "none":
         pack_in_place(model, projection_packs(model))
-        fused = fuse_layers(model, family, spec, pdl=False)
+        fused = fuse_layers(model, family, spec, pdl=False, fuse_attention=fuse == "all")
         assert [row.new for row in fused.rows] == ["FusedDecoderLayer"] * model.config.num_hidden_layers
     return Engine(RoutedLM(model, caches), device=torch.device("cpu"), prefill_chunk=chunk, cuda_graph=False)
 
@@ -51,7 +51,7 @@ def greedy(engine: Engine, ids: list[int], count: int) -> list[int]:
     return [first, *engine.tokens()]
 
 
-@pytest.mark.parametrize("fuse", ["none", "layer"])
+@pytest.mark.parametrize("fuse", ["none", "layer", "all"])
 @pytest.mark.parametrize("chunk", [1, 3, 7, 512])
 def test_logits_equal_hugging_face(tiny, chunk, fuse):
     """Every position's logits, with chunks shorter than, straddling and longer than the window."""
@@ -65,7 +65,7 @@ def test_logits_equal_hugging_face(tiny, chunk, fuse):
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("fuse", ["none", "layer"])
+@pytest.mark.parametrize("fuse", ["none", "layer", "all"])
 @pytest.mark.parametrize("length", [1, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW + 3, 5 * WINDOW])
 def test_greedy_tokens_equal_generate(tiny, length, fuse):
     """64 tokens, so every prompt length ends far past the window."""

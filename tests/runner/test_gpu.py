@@ -97,16 +97,15 @@ def in_bf16(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def make_engine(
-    model: torch.nn.Module, *, graph: bool, fuse: bool = True, pdl: bool = False, chunk: int = 256
+    model: torch.nn.Module, *, graph: bool, fuse: str = "all", pdl: bool = False, chunk: int = 256
 ) -> Engine:
     model = in_bf16(model)
     family = family_for_model_type(model.config.model_type)
     spec = family.spec(model.config)
     caches = KVCaches(spec, CTX, device=torch.device("cuda"), dtype=torch.bfloat16)
     swap_attention(model, spec, caches, "routed", pdl=pdl)
-    if fuse:
-        pack_in_place(model, projection_packs(model))
-        fuse_layers(model, family, spec, pdl=pdl)
+    pack_in_place(model, projection_packs(model))
+    fuse_layers(model, family, spec, pdl=pdl, fuse_attention=fuse == "all")
     return Engine(RoutedLM(model, caches), device=torch.device("cuda"), prefill_chunk=chunk, cuda_graph=graph)
 
 
@@ -121,13 +120,16 @@ def prompt_ids(length: int, seed: int = 0) -> list[int]:
     return torch.randint(1, VOCAB, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-@pytest.mark.parametrize("pdl", [False, True])
-def test_graph_replay_equals_eager_bit_for_bit(model, pdl):
+FUSED = pytest.mark.parametrize(("fuse", "pdl"), [("layer", True), ("all", False), ("all", True)])
+
+
+@FUSED
+def test_graph_replay_equals_eager_bit_for_bit(model, fuse, pdl):
     """300 tokens, far past the window of 64; every logit of every step."""
     prompt, count = prompt_ids(37), 300
     eager, graphed = RecordingSampler(CTX), RecordingSampler(CTX)
-    expected = run(make_engine(model, graph=False), eager, prompt, count)
-    engine = make_engine(model, graph=True, pdl=pdl)
+    expected = run(make_engine(model, graph=False, fuse=fuse), eager, prompt, count)
+    engine = make_engine(model, graph=True, fuse=fuse, pdl=pdl)
     assert run(engine, graphed, prompt, count) == expected
     assert engine.replays == count - 1
     assert torch.equal(eager.logits, graphed.logits)
@@ -145,14 +147,14 @@ def decode_logits(engine: Engine, ids: list[int]) -> torch.Tensor:
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("pdl", [False, True])
-def test_fused_decode_is_within_twice_bf16s_own_error(model, pdl):
+@FUSED
+def test_fused_decode_is_within_twice_bf16s_own_error(model, fuse, pdl):
     """The truth is Hugging Face in float32; the yardstick is Hugging Face in bfloat16."""
     ids = prompt_ids(2 * WINDOW + 9)
     with torch.inference_mode():
         truth = model(torch.tensor([ids], device="cuda")).logits[0].float()
         yardstick = in_bf16(model)(torch.tensor([ids], device="cuda")).logits[0].float()
-    found = decode_logits(make_engine(model, graph=False, pdl=pdl), ids)
+    found = decode_logits(make_engine(model, graph=False, fuse=fuse, pdl=pdl), ids)
     own_error = (yardstick - truth).norm() / truth.norm()
     error = (found - truth).norm() / truth.norm()
     assert 1e-4 < own_error < 0.1
@@ -180,11 +182,17 @@ def test_nothing_allocates_during_replay(model):
     assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
 
 
-def test_intended_kernels_ran(model):
+def decode_kernels(engine: Engine) -> list[str]:
+    """The kernel each layer's route names."""
+    return [layer.hf.self_attn.routes.decode.kernel for layer in engine.lm.model.model.layers]
+
+
+@pytest.mark.parametrize("fuse", ["layer", "all"])
+def test_intended_kernels_ran(model, fuse):
     """The profiler's word, not ours: in a replayed step every matrix went through a matvec kernel, attention through
     the routed one, and nothing fell back to cuBLAS or torch's attention.
     """
-    engine, sampler = make_engine(model, graph=True), RecordingSampler(CTX)
+    engine, sampler = make_engine(model, graph=True, fuse=fuse), RecordingSampler(CTX)
     run(engine, sampler, prompt_ids(300), 4)
     engine.prefill(prompt_ids(300))
     engine.begin_decode(5, 4)
@@ -196,10 +204,15 @@ def test_intended_kernels_ran(model):
     def count(part: str) -> int:
         return sum(number for name, number in ran.items() if part in name)
 
-    assert count("qk_norm_rope") == layers * steps, ran
+    # A layer's attention fuses where its route is split-K.
+    fused = sum(layer.fuses_attention for layer in engine.lm.model.model.layers)
+    assert fused == (0 if fuse == "layer" else sum(kind == "splitk" for kind in decode_kernels(engine)))
+    assert fused or fuse == "layer"
+    assert count("decode_attention_kernel") == fused * steps, ran
+    assert count("qk_norm_rope") == (layers - fused) * steps, ran
     assert count("_matvec_kernel") == (4 * layers + 1) * steps, ran
     assert count("_sandwich_kernel") == 2 * layers * steps, ran
-    assert count("splitk_kernel") + count("standard_kernel") == layers * steps, ran
+    assert count("splitk_kernel") + count("standard_kernel") == (layers - fused) * steps, ran
     assert not [name for name in ran if "gemm" in name or "gemv" in name or "fmha" in name or "cutlass" in name], ran
 
 

@@ -28,7 +28,7 @@ def prompt(length: int) -> list[int]:
     return torch.randint(1, 97, (length,), generator=torch.Generator().manual_seed(3)).tolist()
 
 
-@pytest.mark.parametrize("fuse", ["none", "layer"])
+@pytest.mark.parametrize("fuse", ["none", "layer", "all"])
 def test_from_files_to_tokens(saved, fuse):
     """Packed and renamed parameters included: what was filled must be what Hugging Face saved."""
     path, model = saved
@@ -45,7 +45,7 @@ def test_from_files_to_tokens(saved, fuse):
     assert found.stats.decode_steps == GENERATED - 1
     layers = model.config.num_hidden_layers
     assert [row.new for row in runner.swap_report.rows].count("RoutedAttention") == layers
-    assert [row.new for row in runner.swap_report.rows].count("FusedDecoderLayer") == (layers if fuse == "layer" else 0)
+    assert [row.new for row in runner.swap_report.rows].count("FusedDecoderLayer") == (0 if fuse == "none" else layers)
 
 
 def test_every_attention_mode_says_the_same(saved):
