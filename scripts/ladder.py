@@ -35,7 +35,7 @@ class Rung:
 
     name: str
     options: dict[str, Any]
-    most: tuple[int, int] | None = (64, 6)
+    most: tuple[int, int] | None = (64, 4)
 
 
 SLOW = (24, 2)

@@ -16,12 +16,22 @@ from scripts.origin import ORIGIN_A100
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 RESULTS = ROOT / "scripts" / "results"
+GPU = "h100"
+MODELS = (
+    ("gemma4-31b", 2401),
+    ("gemma4-31b", 32768),
+    ("gemma3-27b", 2401),
+    ("qwen3-32b", 2401),
+    ("qwen3-32b", 32768),
+    ("qwen3-8b", 2401),
+    ("qwen3-8b", 32768),
+)
 START, END = "<!-- figures: python -m scripts.readme_figures -->", "<!-- end of figures -->"
 
 
-def load(name: str, gpu: str = "h200") -> dict[str, Any]:
+def load(name: str) -> dict[str, Any]:
     """One results file."""
-    return json.loads((RESULTS / gpu / f"{name}.json").read_text())
+    return json.loads((RESULTS / GPU / f"{name}.json").read_text())
 
 
 def source(data: dict[str, Any], name: str) -> str:
@@ -29,32 +39,56 @@ def source(data: dict[str, Any], name: str) -> str:
     versions = data.get("versions", data)
     return (
         f"<sub>{data['gpu']}, torch {versions['torch']}, triton {versions['triton']}, commit {data['commit']}, "
-        f"{data['date'][:10]}; [{name}.json](scripts/results/h200/{name}.json).</sub>"
+        f"{data['date'][:10]}; [{name}.json](scripts/results/{GPU}/{name}.json).</sub>"
     )
 
 
-def whole_run() -> list[str]:
-    """Gemma-4-31B from prompt to tokens."""
+def rates(rung: dict[str, Any]) -> str:
+    """The cells of one measured configuration."""
+    if rung["error"]:
+        return f"failed: {rung['error'].splitlines()[0]} | | | | | "
+    return (
+        f"{rung['kept_decode']:.2f} ± {rung['kept_decode_sd']:.2f} | {rung['mbu']:.1%} | {rung['kept_prefill']:.0f} | "
+        f"{rung['mfu']:.1%} | {rung['peak_gib']:.1f} | {rung['runs']} x {rung['generated']}"
+    )
+
+
+RATES = "decode tok/s | MBU | prefill tok/s | MFU | peak memory GiB | runs x tokens |"
+
+
+def ladder() -> list[str]:
+    """Gemma-4-31B, one idea after the other."""
     name = "ladder-gemma4-31b-2401"
     data = load(name)
     lines = [
-        "### Whole runs, Gemma-4-31B bf16",
+        "### Gemma-4-31B bf16, one idea after the other",
         "",
         f"Prompt {data['prompt']} tokens, random weights at the true shape, batch 1. MBU is the share of the read "
         f"bandwidth measured in the same run ({data['read_bandwidth'] / 1e9:.0f} GB/s), MFU that of the bf16 matmul "
-        f"rate ({data['matmul_rate'] / 1e12:.0f} TFLOP/s). Every rung of the ladder adds one idea to the one before; "
-        "the last one has them all: routed attention, CUDA graph, fused layers, dependent launch.",
+        f"rate ({data['matmul_rate'] / 1e12:.0f} TFLOP/s). The last row has it all and is what `generate` does.",
         "",
-        "| configuration | decode tok/s | MBU | prefill tok/s | MFU | peak memory GiB | runs x tokens |",
+        f"| configuration | {RATES}",
         "|---|---|---|---|---|---|---|",
+        *(f"| {rung['rung']} | {rates(rung)} |" for rung in data["rungs"]),
     ]
-    for rung in data["rungs"]:
-        lines.append(
-            f"| {rung['rung']} | {rung['kept_decode']:.2f} ± {rung['kept_decode_sd']:.2f} | "
-            f"{rung['mbu']:.1%} | {rung['kept_prefill']:.0f} | {rung['mfu']:.1%} | {rung['peak_gib']:.1f} | "
-            f"{rung['runs']} x {rung['generated']} |"
-        )
     return [*lines, "", source(data, name), ""]
+
+
+def models() -> list[str]:
+    """Every model measured, with everything on."""
+    lines = [
+        "### Models and contexts, everything on, bf16",
+        "",
+        f"| model | prompt | {RATES}",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    sources = []
+    for model, prompt in MODELS:
+        name = f"ladder-{model}-{prompt}"
+        data = load(name)
+        lines.append(f"| {model} | {prompt} | {rates(data['rungs'][-1])} |")
+        sources.append(source(data, name))
+    return [*lines, "", *sources, ""]
 
 
 def roofline() -> list[str]:
@@ -74,24 +108,6 @@ def roofline() -> list[str]:
             f"{part['launches']} |"
         )
     return [*lines, "", source(data, name), ""]
-
-
-def chain() -> list[str]:
-    """The kernels of one step as a bare chain, for every model."""
-    data = load("chain")
-    lines = [
-        "### The chain of kernels of one decode step, share of the measured read bandwidth",
-        "",
-        "| model | GB a step | matvecs alone | without attention | whole step |",
-        "|---|---|---|---|---|",
-    ]
-    for model, found in data["chains"].items():
-        plans = found["plans"]
-        lines.append(
-            f"| {model} | {found['bytes'] / 1e9:.1f} | {plans['only matvec']['share']:.1%} | "
-            f"{plans['without attention']['share']:.1%} | {plans['table']['share']:.1%} |"
-        )
-    return [*lines, "", source(data, "chain"), ""]
 
 
 def attention() -> list[str]:
@@ -121,7 +137,7 @@ def attention() -> list[str]:
 
 def figures() -> str:
     """The whole section."""
-    return "\n".join([*whole_run(), *roofline(), *chain(), *attention()]).rstrip() + "\n"
+    return "\n".join([*ladder(), *models(), *roofline(), *attention()]).rstrip() + "\n"
 
 
 def main() -> int:

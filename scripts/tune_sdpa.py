@@ -27,8 +27,8 @@ from kernels.sdpa.table import Table, versions
 
 TILES = {  # head_dim -> (block_n, num_warps, num_stages)
     128: [(32, 4, 4), (64, 4, 3), (64, 8, 3)],
-    256: [(32, 4, 3), (64, 8, 3)],
-    512: [(16, 4, 3), (16, 4, 4)],
+    256: [(32, 4, 3), (32, 4, 4), (64, 8, 3)],
+    512: [(16, 4, 3), (16, 4, 4), (16, 8, 3), (32, 8, 3)],
 }
 ALONE = [
     {"reduce": "fused", "dependent": True, "prefetch_rows": 64},

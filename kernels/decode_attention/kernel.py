@@ -152,7 +152,7 @@ def decode_attention_kernel(
 
     total = tl.sum(sums, 1)
     solid = tl.where(total == 0.0, 1.0, total)
-    acc = acc / solid[:, None]
+    acc = acc * (1.0 / solid)[:, None]
     part += (h * SPLITS + split) * (G * D)
     lse += (h * SPLITS + split) * G
     tl.store(part + lane[:, None] * D + cols[None, :], acc, mask=(lane < G)[:, None])

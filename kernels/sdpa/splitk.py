@@ -133,6 +133,7 @@ def launch_splitk(
         bound,
         0 if window is None else window,
         config.min_rows,
+        0,
         scale,
         *query.stride()[:3],
         *key.stride()[:3],

@@ -54,6 +54,14 @@ def prefetch_rows(base, stride_l, valid, D: tl.constexpr, ROWS: tl.constexpr):
 
 
 @triton.jit
+def _prefetch_split(key, value, stride_kl, stride_vl, low, high, D: tl.constexpr, ROWS: tl.constexpr):
+    """Ask the L2 for the first ROWS keys and values of the stretch [low, high), which may be empty."""
+    if low < high:
+        prefetch_rows(key + low.to(tl.int64) * stride_kl, stride_kl, high - low, D, ROWS)
+        prefetch_rows(value + low.to(tl.int64) * stride_vl, stride_vl, high - low, D, ROWS)
+
+
+@triton.jit
 def pinned(tile, PIN: tl.constexpr):
     """The tile, tied to this point of the program.
 
@@ -154,6 +162,7 @@ def splitk_kernel(
     bound,
     window,
     min_rows,
+    nothing,
     scale,
     stride_qb,
     stride_qh,
@@ -206,22 +215,26 @@ def splitk_kernel(
     b = tl.program_id(2).to(tl.int64)
     key += b * stride_kb + h * stride_kh
     value += b * stride_vb + h * stride_vh
-    if DEPENDENT:
-        # Unless settled, kv_len may still be the last step's: a guess at what to prefetch, and for nothing else.
-        filled, first, span, chunk = plan_splits(kv_len, bound, window, min_rows, L_Q, HAS_KV_LEN, WINDOWED, SPLITS)
-        if PREFETCH > 0:  # noqa: SIM102 (decided while compiling; the inner condition on the device)
-            if split * chunk < span:
-                start = first + split * chunk
-                some = tl.minimum(chunk, filled - start)
-                prefetch_rows(key + start.to(tl.int64) * stride_kl, stride_kl, some, D, PREFETCH)
-                prefetch_rows(value + start.to(tl.int64) * stride_vl, stride_vl, some, D, PREFETCH)
+    EARLY: tl.constexpr = DEPENDENT and SETTLED  # all but the loads themselves comes before the wait
+    if DEPENDENT and not EARLY:
+        if PREFETCH > 0:
+            # kv_len may still be the last step's: good enough for a guess at what to prefetch, and for nothing else.
+            filled, first, span, chunk = plan_splits(kv_len, bound, window, min_rows, L_Q, HAS_KV_LEN, WINDOWED, SPLITS)
+            low = first + split * chunk
+            high = tl.minimum(low + chunk, filled)
+            _prefetch_split(key, value, stride_kl, stride_vl, low, high, D, PREFETCH)
         gdc_wait()
-    if OVERLAP:
+    if OVERLAP and not EARLY:
         gdc_launch_dependents()
-    if not (DEPENDENT and SETTLED):
-        filled, first, span, chunk = plan_splits(kv_len, bound, window, min_rows, L_Q, HAS_KV_LEN, WINDOWED, SPLITS)
+    filled, first, span, chunk = plan_splits(kv_len, bound, window, min_rows, L_Q, HAS_KV_LEN, WINDOWED, SPLITS)
     if (split * chunk >= span) & (split > 0):
+        if EARLY:
+            gdc_wait()
         return
+    low = first + split * chunk
+    high = tl.minimum(low + chunk, filled)
+    if EARLY and PREFETCH > 0:
+        _prefetch_split(key, value, stride_kl, stride_vl, low, high, D, PREFETCH)
 
     rows = tl.arange(0, M)
     lane = rows % G
@@ -232,17 +245,20 @@ def splitk_kernel(
     PART: tl.constexpr = D // 2 if HALVES else D
     half = tl.arange(0, PART)
     q_ptr = query + b * stride_qb + (h * G + lane)[:, None] * stride_qh + turn[:, None] * stride_ql + half[None, :]
-    q_low = tl.load(q_ptr, mask=(rows < R)[:, None], other=0.0)  # [M, PART]
-    q_high = q_low
-    if HALVES:
-        q_high = tl.load(q_ptr + PART, mask=(rows < R)[:, None], other=0.0)
     position = filled - L_Q + turn
-    low = first + split * chunk
-    high = tl.minimum(low + chunk, filled)
     k_base = key + low.to(tl.int64) * stride_kl
     v_base = value + low.to(tl.int64) * stride_vl
     k_tile = near[:, None] * stride_kl + half[None, :]  # [BLOCK_N, PART]
     v_tile = near[:, None] * stride_vl + cols[None, :]
+    if EARLY:
+        gdc_wait()
+        if OVERLAP:
+            gdc_launch_dependents()
+    if not LATE_QUERY:
+        q_low = tl.load(q_ptr, mask=(rows < R)[:, None], other=0.0)  # [M, PART]
+        q_high = q_low
+        if HALVES:
+            q_high = tl.load(q_ptr + PART, mask=(rows < R)[:, None], other=0.0)
 
     # Scores stay in the units of q . k and are scaled inside the exponent, where one fused multiply-add does it; an
     # additive mask needs them in natural units first.
@@ -261,10 +277,15 @@ def splitk_kernel(
         if HALVES:
             k_high = tl.load(k_base + PART + k_tile, mask=ok[:, None], other=0.0)
         v = tl.load(v_base + v_tile, mask=ok[:, None], other=0.0)
-        # With LATE_QUERY the queries take their way to the tensor cores in every turn: else that way lies before the
-        # loop, and the first keys are asked for only when the queries have arrived.
-        now_low, now_high = pinned(q_low, PIN and LATE_QUERY), pinned(q_high, PIN and LATE_QUERY)
-        scores = scores_of(now_low, now_high, k_low, k_high, HALVES, PIN, PRECISION)  # [M, BLOCK_N]
+        if LATE_QUERY:
+            # In the loop the queries are one more tile on its way; loaded before it, they would hold up the first keys.
+            # `nothing` is 0, which the compiler does not know, or it would move the load out again.
+            q_low = tl.load(q_ptr, mask=(rows < R)[:, None], other=0.0)
+            q_high = q_low
+            if HALVES:
+                q_high = tl.load(q_ptr + PART, mask=(rows < R)[:, None], other=0.0)
+            q_ptr += nothing
+        scores = scores_of(q_low, q_high, k_low, k_high, HALVES, PIN, PRECISION)  # [M, BLOCK_N]
         seen = ok[None, :]
         if CAUSAL:
             seen = seen & (keys[None, :] <= position[:, None])
@@ -288,7 +309,7 @@ def splitk_kernel(
         gdc_launch_dependents()
     total = tl.sum(sums, 1)
     solid = tl.where(total == 0.0, 1.0, total)
-    acc = acc / solid[:, None]
+    acc = acc * (1.0 / solid)[:, None]
     o_base = out + b * stride_ob + h * G * stride_oh
     if FUSED:  # noqa: SIM102 (decided while compiling; the inner condition on the device)
         if span <= chunk:

@@ -133,9 +133,17 @@ def test_one_graph_serves_every_length():
         )
 
 
-@pytest.mark.parametrize("config", [EARLY, {"dependent": True, "prefetch_rows": 32}], ids=["apart", "fused"])
-def test_dependent_launch_sees_what_its_predecessors_wrote(config):
-    """A chain of steps in one graph: each writes a query, a row of the cache and the length just before attention."""
+@pytest.mark.parametrize("settled", [False, True], ids=["", "settled"])
+@pytest.mark.parametrize(
+    "config",
+    [EARLY, {**EARLY, "late_query": True}, {"dependent": True, "prefetch_rows": 32}],
+    ids=["apart", "late", "fused"],
+)
+def test_dependent_launch_sees_what_its_predecessors_wrote(config, settled):
+    """A chain of steps in one graph: each writes a query, a row of the cache and the length just before attention.
+
+    A settled length is written long before.
+    """
     from kernels.sdpa import Route
 
     chosen = Route("splitk", SplitKConfig(**config), "a test")
@@ -144,12 +152,14 @@ def test_dependent_launch_sees_what_its_predecessors_wrote(config):
     new = torch.randn(40, 2, 1, 16, 1, 256, device="cuda", dtype=torch.bfloat16)
     length = torch.tensor([500], device="cuda")
 
+    lengths = torch.arange(501, 541, device="cuda").unsqueeze(-1)
+
     def step(i, query, keys, values, filled, **how):
-        query.mul_(-1)
         keys.index_copy_(2, filled, new[i, 0])
         values.index_copy_(2, filled, new[i, 1])
         filled.add_(1)
-        return sdpa(query, keys, values, kv_len=filled, **how)
+        query.mul_(-1)
+        return sdpa(query, keys, values, kv_len=lengths[i] if settled else filled, kv_len_settled=settled, **how)
 
     state = [x.clone() for x in (q, k, v, length)]
     want = [step(i, *state, route="reference") for i in range(40)]
