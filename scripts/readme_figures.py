@@ -17,15 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 RESULTS = ROOT / "scripts" / "results"
 GPU = "h100"
-MODELS = (
-    ("gemma4-31b", 2401),
-    ("gemma4-31b", 32768),
-    ("gemma3-27b", 2401),
-    ("qwen3-32b", 2401),
-    ("qwen3-32b", 32768),
-    ("qwen3-8b", 2401),
-    ("qwen3-8b", 32768),
-)
+MODELS = (("gemma4-31b", 2401), ("gemma3-27b", 2401), ("qwen3-8b", 2401))
 START, END = "<!-- figures: python -m scripts.readme_figures -->", "<!-- end of figures -->"
 
 

@@ -1,6 +1,6 @@
 """Find the configurations behind kernels/sdpa/routes/<gpu>.json: every tile, spread and reduction on every shape.
 
-    python3 scripts/tune_sdpa.py --output h200.json [--samples samples.json] [--commit HASH] [--also NAME ...]
+    python3 scripts/tune_sdpa.py --output h100.json [--samples samples.json] [--commit HASH] [--also NAME ...]
 
 Timing as in kernels/sdpa/calibrate.py. Two minutes of one GPU; users calibrate instead, with fewer configurations.
 """

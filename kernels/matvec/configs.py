@@ -1,6 +1,6 @@
 """Launch configurations of the matvec kernels: data, chosen by shape class; nothing is tuned at run time.
 
-The figures behind them are in scripts/results/h200/ and scripts/results/NOTES.md ("Fused layer").
+The figures behind them are in scripts/results/NOTES.md ("Fused layer").
 """
 
 from __future__ import annotations
