@@ -13,6 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.timing import graph_times
+
 READ_BYTES = 4 << 30
 MATMUL_SIDE = 8192
 REPEATS = 15
@@ -40,7 +42,7 @@ def read_bandwidth(device: torch.device, memory: torch.Tensor | None = None) -> 
     for block, loads, warps in _READ_SHAPES:
         programs = words.numel() // (block * loads)
         out = torch.empty(programs, dtype=torch.int32, device=device)
-        seconds = _replay_seconds(lambda: _sum_kernel[(programs,)](words, out, block, loads, num_warps=warps))  # noqa: B023
+        seconds = _seconds(lambda: _sum_kernel[(programs,)](words, out, block, loads, num_warps=warps))  # noqa: B023
         best = max(best, programs * block * loads * 4 / seconds)
     return best
 
@@ -50,24 +52,9 @@ def matmul_rate(device: torch.device) -> float:
     a = torch.randn(MATMUL_SIDE, MATMUL_SIDE, dtype=torch.bfloat16, device=device)
     b = torch.randn(MATMUL_SIDE, MATMUL_SIDE, dtype=torch.bfloat16, device=device)
     out = torch.empty_like(a)
-    return 2 * MATMUL_SIDE**3 / _replay_seconds(lambda: torch.mm(a, b, out=out))
+    return 2 * MATMUL_SIDE**3 / _seconds(lambda: torch.mm(a, b, out=out))
 
 
-def _replay_seconds(work: Callable[[], object]) -> float:
-    """Median seconds of one call, captured in a CUDA graph."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        work()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    samples = []
-    for _ in range(REPEATS):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        samples.append(start.elapsed_time(end) / 1e3)
-    return statistics.median(samples[REPEATS // 3 :])
+def _seconds(work: Callable[[], object]) -> float:
+    """Median seconds of one call, replayed in a CUDA graph."""
+    return statistics.median(graph_times([work], runs=REPEATS)) / 1e6

@@ -5,10 +5,13 @@ Plain timing of a launch of a few microseconds measures the host. Replaying one 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 
 import torch
+
+REPLAY_US = 1000.0  # a replay shorter than this is mostly the launch of a graph: microseconds that no step pays a call
 
 
 def capture(calls: Sequence[Callable[[], object]]) -> torch.cuda.CUDAGraph:
@@ -30,9 +33,19 @@ def graph_times(calls: Sequence[Callable[[], object]], *, runs: int = 10, warm_m
     """Microseconds a call, one figure a run: a replay's time over the number of calls in it.
 
     The calls run one after the other and do the same work on different inputs. For a cold L2 their inputs together must
-    be several times its size (see sets_for_cold_l2).
+    be several times its size (see sets_for_cold_l2). Few short calls take several turns in one graph.
     """
-    return _times(capture(calls).replay, len(calls), runs, warm_ms)
+    graph = capture(calls)
+    turns = turns_for(min(_times(graph.replay, 1, 3, 0.0)))
+    if turns > 1:
+        calls = list(calls) * turns
+        graph = capture(calls)
+    return _times(graph.replay, len(calls), runs, warm_ms)
+
+
+def turns_for(replay_us: float) -> int:
+    """How often to repeat what takes `replay_us` microseconds, so that it lasts REPLAY_US."""
+    return max(1, math.ceil(REPLAY_US / replay_us))
 
 
 def plain_times(calls: Sequence[Callable[[], object]], *, runs: int = 10, warm_ms: float = 20.0) -> list[float]:

@@ -20,11 +20,11 @@ import torch
 from kernels.ceilings import read_bandwidth
 from kernels.matvec import MatvecConfig, config_for
 from kernels.sdpa.config import SplitKConfig
+from kernels.timing import capture
 from scripts.chain_kernels import (
     CANDIDATES,
     MODES,
     CompileJob,
-    capture,
     check_jobs,
     check_matvec,
     check_small,
@@ -79,7 +79,7 @@ def difference(chain: Chain, plan: Plan, replays: int) -> str:
     expected = chain.step(eager).clone()
     if not bool(expected.isfinite().all()):
         return f"{int((~expected.isfinite()).sum())} logits of the plain step are not finite"
-    graph = capture(lambda: chain.step(plan))
+    graph = capture([lambda: chain.step(plan)])
     found = []
     for _ in range(replays):
         chain.logits.fill_(float("nan"))

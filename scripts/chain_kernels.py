@@ -17,6 +17,7 @@ from kernels.norm import Norm, sandwich
 from kernels.norm import reference as norm_reference
 from kernels.rope import qk_norm_rope_cache_write
 from kernels.rope import reference as rope_reference
+from kernels.timing import graph_times
 
 CANDIDATES = (
     MatvecConfig(1, 2048, 4, 4, 1),
@@ -34,31 +35,9 @@ MODES: tuple[tuple[bool, Literal["early", "late"]], ...] = ((False, "late"), (Tr
 CompileJob = tuple[int, int, bool, MatvecConfig, bool, dict[str, Any]]
 
 
-def capture(work: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """A CUDA graph of `work`, after one warm-up run."""
-    stream = torch.cuda.Stream()
-    torch.cuda.synchronize()  # the warm-up writes buffers that earlier work on another stream may still use
-    with torch.cuda.stream(stream):
-        work()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    return graph
-
-
-def replay_ms(work: Callable[[], object], repeats: int = 15) -> float:
+def replay_ms(work: Callable[[], object], runs: int = 15) -> float:
     """Median milliseconds of one replay."""
-    graph = capture(work)
-    samples = []
-    for _ in range(repeats + 3):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        samples.append(start.elapsed_time(end))
-    return statistics.median(samples[3:])
+    return statistics.median(graph_times([work], runs=runs)) / 1e3
 
 
 def _compile(job: CompileJob) -> None:
