@@ -5,8 +5,10 @@ Rules of this package, because a wrong one gives wrong numbers without an error:
 1. Every kernel launched with `launch_pdl=True` executes `gdc_wait` in every program, before its first read of
    anything another kernel of the step writes, and before its first store. Kernel n + 1 then completes after kernel n,
    so reuse of buffers is safe.
-2. Only data that no kernel of the step writes (weights, norm weights, inverse frequencies) may be loaded before the
-   wait.
+2. Only data that no kernel of the chain of dependent launches writes may be loaded before the wait: weights, norm
+   weights, inverse frequencies, cache rows of earlier tokens. A kernel may start before the one two places in front of
+   it has ended, so what the step sets at its start (position, row, kv_len) counts as such only because a plain launch
+   stands between it and the chain.
 3. The wait stands outside loops: the pipeliner hoists loads above a wait inside one (triton issue 11905).
 
 Supported from compute capability 9.0; the switch is a constexpr of each kernel, off by default.

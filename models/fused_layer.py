@@ -140,6 +140,7 @@ class FusedDecoderLayer(nn.Module):
         """
         parts = self.parts
         if not isinstance(stream, Stream):
+            # A plain launch: what the step has set so far is settled for the chain of dependent launches behind it.
             stream = Stream(stream, rms_norm(stream, parts.attention_norm, pdl=False))
         qkv = self._product(parts.qkv, stream.x)
         context = self._attend_token(qkv) if qkv.shape[1] == 1 else self._attend_chunk(qkv)

@@ -11,7 +11,7 @@ from kernels.decode_attention.kernel import decode_attention_kernel
 from kernels.norm.spec import Norm
 from kernels.pdl import launch_options
 from kernels.rope.kernel import norm_operands
-from kernels.sdpa.splitk import SplitKWorkspace, cached_workspace, interpreting, launch_combine, max_splits, one_tile
+from kernels.sdpa.splitk import SplitKWorkspace, interpreting, launch_combine, one_tile, workspace_for
 
 
 def decode_attention(
@@ -103,15 +103,8 @@ def launch_decode_attention(
     _, KV, capacity, D = key_cache.shape
     H = out.shape[1]
     G = H // KV
-    if workspace is None:
-        splits = max_splits(KV, config.programs_per_sm, qkv.device)
-        workspace = cached_workspace(KV, G, D, splits, qkv.device)
+    workspace = workspace_for(workspace, KV, G, D, config.programs_per_sm, qkv.device)
     splits = workspace.max_splits
-    if workspace.part.shape != (KV, splits, G, D):
-        raise ValueError(
-            f"decode_attention needs a workspace for {KV} heads x {G} rows x head_dim {D}, "
-            f"found one of {tuple(workspace.part.shape)}"
-        )
     q_weight, q_eps, q_offset, q_on, q_has = norm_operands(q_norm, inv_freq)
     k_weight, k_eps, k_offset, k_on, k_has = norm_operands(k_norm, inv_freq)
     v_weight, v_eps, v_offset, v_on, v_has = norm_operands(v_norm, inv_freq)

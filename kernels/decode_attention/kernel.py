@@ -62,7 +62,7 @@ def decode_attention_kernel(
     value_head = values + h * v_head_stride
     k_tile = near[:, None] * k_row_stride + half[None, :]  # [BLOCK_N, HALF]
     v_tile = near[:, None] * v_row_stride + cols[None, :]  # [BLOCK_N, D]
-    # rows at and beyond `high` are never read: they may hold NaN, which 0 * would not remove
+    # Neither rows at and beyond `high` nor the new row are read: they may hold NaN, which 0 * would not remove.
     rest = low
     if PRELOAD:
         first_ok = (low + near < high) & (low + near != new_row)
@@ -137,7 +137,9 @@ def decode_attention_kernel(
             k_low = tl.load(k_base + k_tile, mask=ok[:, None], other=0.0)
             k_high = tl.load(k_base + HALF + k_tile, mask=ok[:, None], other=0.0)
             v = tl.load(v_base + v_tile, mask=ok[:, None], other=0.0)
-            now_low, now_high = pinned(q_low, PIN), pinned(q_high, PIN)  # as in split-K
+            # The queries take their way to the tensor cores in every turn: kept ready for them, they would fill up to
+            # half the registers.
+            now_low, now_high = pinned(q_low, PIN), pinned(q_high, PIN)
             scores = scores_of(now_low, now_high, k_low, k_high, True, PIN, PRECISION)
             scores = tl.where(ok[None, :], scores, -float("inf"))
             highest, sums, acc = online_softmax(scores, v, unit, highest, sums, acc, PRECISION)

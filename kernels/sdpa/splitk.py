@@ -66,6 +66,20 @@ def cached_workspace(heads: int, rows: int, head_dim: int, splits: int, device: 
     return found
 
 
+def workspace_for(
+    given: SplitKWorkspace | None, heads: int, rows: int, head_dim: int, programs_per_sm: int, device: torch.device
+) -> SplitKWorkspace:
+    """`given`, or the cached workspace of these sizes when it is None. ValueError when `given` was made for others."""
+    if given is None:
+        return cached_workspace(heads, rows, head_dim, max_splits(heads, programs_per_sm, device), device)
+    if given.part.shape != (heads, given.max_splits, rows, head_dim):
+        raise ValueError(
+            f"split-K needs a workspace for {heads} heads x {rows} rows x head_dim {head_dim}, "
+            f"found one of {tuple(given.part.shape)}"
+        )
+    return given
+
+
 def one_tile(bound: int, splits: int, block_n: int, min_rows: int) -> bool:
     """Whether no split of up to `bound` rows is longer than one tile of `block_n`, a multiple of 16."""
     return bound <= splits * block_n and min_rows <= block_n
@@ -99,15 +113,8 @@ def launch_splitk(
     K, L_kv = key.shape[1], key.shape[2]
     G = H // K
     rows, heads = L_q * G, B * K
-    if workspace is None:
-        splits = max_splits(heads, config.programs_per_sm, query.device)
-        workspace = cached_workspace(heads, rows, D, splits, query.device)
+    workspace = workspace_for(workspace, heads, rows, D, config.programs_per_sm, query.device)
     splits = workspace.max_splits
-    if workspace.part.shape != (heads, splits, rows, D):
-        raise ValueError(
-            f"split-K needs a workspace for {heads} heads x {rows} rows x head_dim {D}, "
-            f"found one of {tuple(workspace.part.shape)}"
-        )
     on_device = isinstance(kv_len, torch.Tensor)
     bound = kv_len if isinstance(kv_len, int) else L_kv
     mask, mask_kind, mask_strides = mask_operands(attn_mask, (B, H, L_q, L_kv), query)
