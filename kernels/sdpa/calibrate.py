@@ -121,8 +121,7 @@ def splitk_candidates(shape: Shape) -> list[SplitKConfig]:
     spread = [replace(base, programs_per_sm=n) for n in (1, 2, 4)]
     rows = replace(base, min_rows=64 if base.min_rows == 32 else 32)
     late = replace(base, late_query=not base.late_query)
-    chunked = [replace(base, num_warps=8, chunks=8)] if shape.D > 128 else []
-    return [*spread, rows, replace(base, prefetch_rows=0), late, *chunked, other]
+    return [*spread, rows, replace(base, prefetch_rows=0), late, other]
 
 
 def standard_candidates(shape: Shape) -> list[StandardConfig]:
