@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-REPLAY_US = 1000.0  # a replay shorter than this is mostly the launch of a graph: microseconds that no step pays a call
+REPLAY_US = 1000.0  # in a shorter replay the launch of the graph counts, which no call of a decode step pays
 
 
 def capture(calls: Sequence[Callable[[], object]]) -> torch.cuda.CUDAGraph:
-    """One graph of all `calls` in order, each run once before so that nothing compiles or allocates late."""
+    """One graph of all `calls` in order; the first runs once before, so that nothing compiles or allocates late."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

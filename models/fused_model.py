@@ -96,8 +96,13 @@ def fuse_layers(model: Any, family: Family, spec: ModelSpec, *, pdl: bool, fuse_
         fused = body.layers[index] = FusedDecoderLayer(
             old, next_norm, recipe, body.rotary_emb, fuse_attention=fuse_attention, pdl=pdl
         )
-        kernels = "matvec, decode_attention" if fused.fuses_attention else "matvec"
-        why = "one token at a time; prefill through cuBLAS"
+        kernels, why = "matvec", "one token at a time; prefill through cuBLAS"
+        if fused.fuses_attention:
+            # The attention's own row gives the route, measured for the kernel that this one stands in for.
+            kernels, why = (
+                "matvec, decode_attention",
+                "one token at a time, its split-K included; prefill through cuBLAS",
+            )
         rows.append(SwapRow(index, attention.kind, "layer", type(old).__name__, "FusedDecoderLayer", kernels, why))
     model.lm_head = FusedHead(model.lm_head, pdl=pdl)
     return SwapReport(tuple(rows))

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 RESULTS = ROOT / "scripts" / "results"
 GPU = "h100"
+UNSETTLED = 0.1  # standard deviation over mean
 MODELS = (("gemma4-31b", 2401), ("gemma3-27b", 2401), ("qwen3-8b", 2401))
 START, END = "<!-- figures: python -m scripts.readme_figures -->", "<!-- end of figures -->"
 
@@ -102,28 +103,39 @@ def roofline() -> list[str]:
     return [*lines, "", source(data, name), ""]
 
 
+def spread(cell: dict[str, Any]) -> str:
+    """Mean and standard deviation in us, marked where the runs do not agree."""
+    text = f"{cell['mean_us']:.1f} ± {cell['std_us']:.1f}"
+    return f"{text} **?**" if cell["std_us"] > UNSETTLED * cell["mean_us"] else text
+
+
 def attention() -> list[str]:
     """Our attention kernels beside the origin's."""
     data = load("sdpa")
-    times = {
-        (cell["shape"]["H"], cell["shape"]["K"], cell["shape"]["D"], cell["shape"]["L_kv"], cell["backend"]): cell[
-            "mean_us"
-        ]
+    cells = {
+        (cell["shape"]["H"], cell["shape"]["K"], cell["shape"]["D"], cell["shape"]["L_kv"], cell["backend"]): cell
         for cell in data["cells"]
         if cell["shape"]["L_q"] == 1 and cell["timing"] == "cold" and cell["mean_us"] is not None
     }
     lines = [
         "### Attention of one token: ours (cold L2) beside the origin's (A100), us",
         "",
-        "| heads, head_dim | keys | standard | split-K | best of torch | origin: standard | origin: split-K |",
-        "|---|---|---|---|---|---|---|",
+        "| heads, head_dim | keys | routed | standard | split-K | best of torch | origin: standard | origin: split-K |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for (heads, kv_heads, dim), rows in ORIGIN_A100.items():
         for keys, (standard, splitk) in rows.items():
             shape = (heads, kv_heads, dim, keys)
-            best = min(us for key, us in times.items() if key[:4] == shape and "torch" in key[4])
-            ours = f"{times[*shape, 'standard']:.1f} | {times[*shape, 'splitk']:.1f} | {best:.1f}"
+            torches = [cell for key, cell in cells.items() if key[:4] == shape and "torch" in key[4]]
+            shown = [
+                cells[*shape, "routed"],
+                cells[*shape, "standard"],
+                cells[*shape, "splitk"],
+                min(torches, key=lambda cell: cell["mean_us"]),
+            ]
+            ours = " | ".join(spread(cell) for cell in shown)
             lines.append(f"| {heads} over {kv_heads}, {dim} | {keys} | {ours} | {standard} | {splitk} |")
+    lines += ["", f"Mean ± standard deviation of six runs; **?** where that is over {UNSETTLED:.0%}: see NOTES.md."]
     return [*lines, "", source(data, "sdpa"), ""]
 
 

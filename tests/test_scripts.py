@@ -52,6 +52,14 @@ def test_kernels_are_named_by_their_place_in_the_step():
     assert parts[-2] == "lm_head"
 
 
+def test_attention_with_norms_and_rope_inside_is_attention():
+    """decode_attention's launch took the place of two: counted as small, the roofline would hide what it costs."""
+    fused = [name for name in LAYER if name != "_qk_norm_rope_kernel"]
+    fused[fused.index("splitk_kernel")] = "decode_attention_kernel"
+    parts = name_parts([*fused, "_matvec_kernel"], layers=1)
+    assert parts == ["qkv", "attention", "attention", "o", "small", "gate_up", "down", "small", "lm_head"]
+
+
 def test_a_step_that_is_not_fused_is_refused():
     with pytest.raises(RuntimeError, match="8 matvecs in a step of 2 layers, expected 9"):
         name_parts(NAMES[:-2], layers=2)

@@ -54,7 +54,7 @@ def make_workspace(heads: int, rows: int, head_dim: int, splits: int, device: to
 _workspaces: dict[tuple[Any, ...], SplitKWorkspace] = {}
 
 
-def cached_workspace(heads: int, rows: int, head_dim: int, splits: int, device: torch.device) -> SplitKWorkspace:
+def _cached_workspace(heads: int, rows: int, head_dim: int, splits: int, device: torch.device) -> SplitKWorkspace:
     """The workspace of these sizes. Entries are never dropped: captured graphs hold their addresses."""
     name = (device, heads, rows, head_dim, splits)
     found = _workspaces.get(name)
@@ -71,7 +71,7 @@ def workspace_for(
 ) -> SplitKWorkspace:
     """`given`, or the cached workspace of these sizes when it is None. ValueError when `given` was made for others."""
     if given is None:
-        return cached_workspace(heads, rows, head_dim, max_splits(heads, programs_per_sm, device), device)
+        return _cached_workspace(heads, rows, head_dim, max_splits(heads, programs_per_sm, device), device)
     if given.part.shape != (heads, given.max_splits, rows, head_dim):
         raise ValueError(
             f"split-K needs a workspace for {heads} heads x {rows} rows x head_dim {head_dim}, "

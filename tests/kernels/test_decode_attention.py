@@ -82,6 +82,7 @@ def test_kernel_equals_twin(name: str, position: int, config: DecodeAttentionCon
     expected = reference.decode_attention(*rounded, **at, num_heads=H, **options)
     out = torch.full_like(expected, float("nan"))
     launch_decode_attention(*tensors, out, **at, **options, config=config, workspace=None, pdl=supports_pdl(DEVICE))
+    # The twin rounds its result alone, the tensor cores' weights are bf16, too: one spacing of bf16 is always allowed.
     allowed = 1e-5 if dtype == torch.float32 else max(2 * distance(expected, truth), 4e-3)
     assert distance(out, truth) <= allowed
     tolerance = 2e-5 if dtype == torch.float32 else 3e-2

@@ -14,8 +14,7 @@ pytestmark = pytest.mark.gpu
 
 TEXT = Path(__file__).resolve().parents[1] / "data" / "prose.txt"
 GENERATED = 256
-# In bfloat16 the model itself is another one: weights and activations keep 8 bits. Its figure is printed.
-LEAST = {"float32": 0.99, "bfloat16": 0.95}
+LEAST = 0.99
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +23,7 @@ def on_cpu() -> Runner:
 
 
 @pytest.mark.parametrize("words", [12, 300], ids=["short prompt", "past the window"])
-@pytest.mark.parametrize("dtype", LEAST)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_greedy_text_is_the_cpus_choice(on_cpu, dtype, words, record_property):
     """Each token that the GPU chose against the CPU's best after the same tokens; the long prompt ends past 512."""
     gpu = Runner.from_pretrained("gemma3-270m", device="cuda", dtype=dtype, ctx_size=1024, cuda_graph=True)
@@ -36,4 +35,4 @@ def test_greedy_text_is_the_cpus_choice(on_cpu, dtype, words, record_property):
     agreement = sum(a == b for a, b in zip(said.token_ids, best, strict=True)) / GENERATED
     print(f"{dtype}, {len(prompt)} + {GENERATED} tokens: top-1 {agreement:.2%}")
     record_property("top_1", agreement)
-    assert agreement >= LEAST[dtype]
+    assert agreement >= LEAST
