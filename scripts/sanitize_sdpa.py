@@ -20,7 +20,6 @@ ROUTES = [
     Route("splitk", SplitKConfig(block_n=16, min_rows=16, reducers=4), "fused in four"),
     Route("splitk", SplitKConfig(block_n=32, **EARLY), "apart"),
     Route("splitk", SplitKConfig(block_n=32, late_query=True, **EARLY), "apart, late queries"),
-    Route("splitk", SplitKConfig(block_n=32, num_warps=8, chunks=8, **EARLY), "apart, in chunks"),
     Route("standard", StandardConfig(block_m=16, block_n=32), "standard"),
 ]
 TOKENS = [

@@ -25,10 +25,10 @@ from kernels.sdpa.route import Route, can_run, normal
 from kernels.sdpa.shape import Shape
 from kernels.sdpa.table import Table, versions
 
-TILES = {  # head_dim -> (block_n, num_warps, num_stages, chunks)
-    128: [(32, 4, 4, 1), (64, 4, 3, 1), (64, 8, 3, 1)],
-    256: [(32, 4, 3, 1), (32, 4, 4, 1), (64, 8, 3, 1), (32, 8, 3, 8)],
-    512: [(16, 4, 4, 1), (16, 4, 4, 4), (16, 8, 3, 8), (16, 8, 4, 8), (32, 8, 3, 8)],
+TILES = {  # head_dim -> (block_n, num_warps, num_stages)
+    128: [(32, 4, 4), (64, 4, 3), (64, 8, 3)],
+    256: [(32, 4, 3), (32, 4, 4), (64, 8, 3)],
+    512: [(16, 4, 3), (16, 4, 4), (16, 8, 3), (32, 8, 3)],
 }
 ALONE = [
     {"reduce": "fused", "dependent": True, "prefetch_rows": 64},
@@ -76,8 +76,8 @@ def splitk_routes(shape: Shape) -> list[Route]:
     """Split-K on every tile, spread over one or two programs a multiprocessor; one launch alone for few keys."""
     reductions = ALONE if shape.L_kv <= 128 else SHORT if shape.L_kv < LONG_FROM else LONG
     return [
-        Route("splitk", SplitKConfig(n, w, s, chunks=chunks, programs_per_sm=spread, min_rows=rows, **reduction), "")
-        for n, w, s, chunks in TILES[shape.D]
+        Route("splitk", SplitKConfig(n, w, s, programs_per_sm=spread, min_rows=rows, **reduction), "")
+        for n, w, s in TILES[shape.D]
         for spread in (1, 2)
         for rows in (16, 32, 64)
         for reduction in reductions

@@ -16,7 +16,7 @@ class SplitKConfig:
     kernel itself start before its predecessor has ended; it waits for that end, and until then prefetches the first
     `prefetch_rows` keys and values of every split into the L2. Both are programmatic dependent launch (kernels/pdl.py)
     and do nothing below SM90. `late_query` asks for the first keys before the queries have arrived, at the price of
-    reading them in every turn. `chunks` (a power of two) gives each warp its own columns of q . k.
+    reading them in every turn.
     """
 
     block_n: int = 32
@@ -30,7 +30,6 @@ class SplitKConfig:
     dependent: bool = False
     prefetch_rows: int = 0
     late_query: bool = False
-    chunks: int = 1
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,6 @@ def launch_splitk(
         PREFETCH=config.prefetch_rows,
         SETTLED=kv_len_settled or not on_device,
         LATE_QUERY=config.late_query,
-        CHUNKS=min(config.chunks, D // 16),  # tensor cores take 16 columns at a time
         PIN=not interpreting(),
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
         num_warps=config.num_warps,

@@ -199,7 +199,6 @@ def splitk_kernel(
     PREFETCH: tl.constexpr,
     SETTLED: tl.constexpr,
     LATE_QUERY: tl.constexpr,
-    CHUNKS: tl.constexpr,
     PIN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -207,7 +206,7 @@ def splitk_kernel(
 
     Programs beyond the last stretch leave at once. `arrivals` int32 [B * K, 2] is zero between launches.
     MASK_KIND: 0 none, 1 boolean (as uint8), 2 additive. `scale` > 0. SETTLED: kv_len may be relied on before the wait.
-    CHUNKS: of a head's columns, one product q . k each; 1 stands for two products side by side. PIN: see `pinned`.
+    PIN: see `pinned`.
     """
     R: tl.constexpr = L_Q * G
     LOG2E: tl.constexpr = 1.4426950408889634
@@ -242,33 +241,24 @@ def splitk_kernel(
     turn = rows // G  # which of the L_Q queries
     cols = tl.arange(0, D)
     near = tl.arange(0, BLOCK_N)
-    HALVES: tl.constexpr = D >= 32 and CHUNKS == 1
-    PART: tl.constexpr = D // 2 if HALVES else D // CHUNKS
-    q_row = query + b * stride_qb + (h * G + lane) * stride_qh + turn * stride_ql
-    if CHUNKS > 1:
-        # A chunk to a warp: each then reads its part of the tile from shared memory, where else all read all of it.
-        column = tl.arange(0, CHUNKS)[:, None, None] * PART + tl.arange(0, PART)[None, None, :]
-        q_ptr = q_row[None, :, None] + column  # [CHUNKS, M, PART]
-        q_ok = (rows < R)[None, :, None]
-        k_tile = near[None, :, None] * stride_kl + column  # [CHUNKS, BLOCK_N, PART]
-    else:
-        half = tl.arange(0, PART)
-        q_ptr = q_row[:, None] + half[None, :]  # [M, PART]
-        q_ok = (rows < R)[:, None]
-        k_tile = near[:, None] * stride_kl + half[None, :]  # [BLOCK_N, PART]
+    HALVES: tl.constexpr = D >= 32
+    PART: tl.constexpr = D // 2 if HALVES else D
+    half = tl.arange(0, PART)
+    q_ptr = query + b * stride_qb + (h * G + lane)[:, None] * stride_qh + turn[:, None] * stride_ql + half[None, :]
     position = filled - L_Q + turn
     k_base = key + low.to(tl.int64) * stride_kl
     v_base = value + low.to(tl.int64) * stride_vl
+    k_tile = near[:, None] * stride_kl + half[None, :]  # [BLOCK_N, PART]
     v_tile = near[:, None] * stride_vl + cols[None, :]
     if EARLY:
         gdc_wait()
         if OVERLAP:
             gdc_launch_dependents()
     if not LATE_QUERY:
-        q_low = tl.load(q_ptr, mask=q_ok, other=0.0)
+        q_low = tl.load(q_ptr, mask=(rows < R)[:, None], other=0.0)  # [M, PART]
         q_high = q_low
         if HALVES:
-            q_high = tl.load(q_ptr + PART, mask=q_ok, other=0.0)
+            q_high = tl.load(q_ptr + PART, mask=(rows < R)[:, None], other=0.0)
 
     # Scores stay in the units of q . k and are scaled inside the exponent, where one fused multiply-add does it; an
     # additive mask needs them in natural units first.
@@ -282,24 +272,20 @@ def splitk_kernel(
         keys = start + near
         ok = keys < high
         # rows at and beyond `high` are never read: they may hold NaN, which 0 * would not remove
-        k_ok = ok[None, :, None] if CHUNKS > 1 else ok[:, None]
-        k_low = tl.load(k_base + k_tile, mask=k_ok, other=0.0)
+        k_low = tl.load(k_base + k_tile, mask=ok[:, None], other=0.0)
         k_high = k_low
         if HALVES:
-            k_high = tl.load(k_base + PART + k_tile, mask=k_ok, other=0.0)
+            k_high = tl.load(k_base + PART + k_tile, mask=ok[:, None], other=0.0)
         v = tl.load(v_base + v_tile, mask=ok[:, None], other=0.0)
         if LATE_QUERY:
             # In the loop the queries are one more tile on its way; loaded before it, they would hold up the first keys.
             # `nothing` is 0, which the compiler does not know, or it would move the load out again.
-            q_low = tl.load(q_ptr, mask=q_ok, other=0.0)
+            q_low = tl.load(q_ptr, mask=(rows < R)[:, None], other=0.0)
             q_high = q_low
             if HALVES:
-                q_high = tl.load(q_ptr + PART, mask=q_ok, other=0.0)
+                q_high = tl.load(q_ptr + PART, mask=(rows < R)[:, None], other=0.0)
             q_ptr += nothing
-        if CHUNKS > 1:
-            scores = tl.sum(tl.dot(q_low, tl.permute(k_low, (0, 2, 1)), input_precision=PRECISION), 0)
-        else:
-            scores = scores_of(q_low, q_high, k_low, k_high, HALVES, PIN, PRECISION)  # [M, BLOCK_N]
+        scores = scores_of(q_low, q_high, k_low, k_high, HALVES, PIN, PRECISION)  # [M, BLOCK_N]
         seen = ok[None, :]
         if CAUSAL:
             seen = seen & (keys[None, :] <= position[:, None])

@@ -136,13 +136,8 @@ def test_one_graph_serves_every_length():
 @pytest.mark.parametrize("settled", [False, True], ids=["", "settled"])
 @pytest.mark.parametrize(
     "config",
-    [
-        EARLY,
-        {**EARLY, "late_query": True},
-        {**EARLY, "num_warps": 8, "chunks": 8},
-        {"dependent": True, "prefetch_rows": 32},
-    ],
-    ids=["apart", "late", "chunked", "fused"],
+    [EARLY, {**EARLY, "late_query": True}, {"dependent": True, "prefetch_rows": 32}],
+    ids=["apart", "late", "fused"],
 )
 def test_dependent_launch_sees_what_its_predecessors_wrote(config, settled):
     """A chain of steps in one graph: each writes a query, a row of the cache and the length just before attention.

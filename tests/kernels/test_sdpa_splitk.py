@@ -12,7 +12,6 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SMALL = SplitKConfig(block_n=16, min_rows=16)
 APART = SplitKConfig(block_n=16, min_rows=16, reduce="apart")
 LATE = SplitKConfig(block_n=16, min_rows=16, reduce="apart", late_query=True)
-CHUNKED = SplitKConfig(block_n=16, min_rows=16, reduce="apart", chunks=4)
 NAN = float("nan")
 
 
@@ -52,14 +51,14 @@ def test_without_a_gpu_the_kernel_runs_in_the_interpreter():
     assert DEVICE.type == "cuda" or interpreting()
 
 
-@pytest.mark.parametrize("config", [SMALL, APART, LATE, CHUNKED], ids=["fused", "apart", "late", "chunked"])
+@pytest.mark.parametrize("config", [SMALL, APART, LATE], ids=["fused", "apart", "late"])
 @pytest.mark.parametrize(("H", "K"), [(2, 2), (4, 2), (8, 2), (10, 2), (8, 1), (16, 1)])
 def test_every_group_size(H, K, config):
     got, want = run(*draw(H=H, K=K, L_kv=257), config=config)
     torch.testing.assert_close(got, want)
 
 
-@pytest.mark.parametrize("config", [SMALL, APART, LATE, CHUNKED], ids=["fused", "apart", "late", "chunked"])
+@pytest.mark.parametrize("config", [SMALL, APART, LATE], ids=["fused", "apart", "late"])
 @pytest.mark.parametrize("length", [0, 1, 15, 16, 17, 63, 64, 255, 256, 257, 299, 300])
 def test_every_length_and_nan_beyond_it(length, config):
     q, k, v = draw(B=2)
@@ -68,7 +67,7 @@ def test_every_length_and_nan_beyond_it(length, config):
     torch.testing.assert_close(got, want)
 
 
-@pytest.mark.parametrize("config", [SMALL, LATE, CHUNKED], ids=["fused", "late", "chunked"])
+@pytest.mark.parametrize("config", [SMALL, LATE], ids=["fused", "late"])
 @pytest.mark.parametrize("D", [16, 32, 128, 256, 512])
 def test_every_head_dim(D, config):
     got, want = run(*draw(D=D, L_kv=100), config=config)
@@ -91,7 +90,7 @@ def test_window_over_a_full_cache(window, L_q):
     torch.testing.assert_close(got, want)
 
 
-@pytest.mark.parametrize("config", [SMALL, APART, LATE, CHUNKED], ids=["fused", "apart", "late", "chunked"])
+@pytest.mark.parametrize("config", [SMALL, APART, LATE], ids=["fused", "apart", "late"])
 @pytest.mark.parametrize("L_q", [2, 5, 8])
 def test_several_causal_queries(L_q, config):
     """As the verification of drafted tokens needs: each query sees one key more than the one before."""
@@ -105,7 +104,7 @@ def test_more_queries_than_keys():
     torch.testing.assert_close(got, want)
 
 
-@pytest.mark.parametrize("config", [SMALL, APART, LATE, CHUNKED], ids=["fused", "apart", "late", "chunked"])
+@pytest.mark.parametrize("config", [SMALL, APART, LATE], ids=["fused", "apart", "late"])
 def test_masks_broadcast_without_a_copy(config):
     q, k, v = draw(B=2, L_q=3)
     boolean = torch.rand(2, 1, 3, 300, device=DEVICE) < 0.5
