@@ -58,7 +58,7 @@ def _row_group(pid, N, G: tl.constexpr, ROWS: tl.constexpr, SERIES: tl.constexpr
         lane = tl.arange(0, 2 * ROWS)
         rows = first + lane // 2
         rows_ok = rows < N
-        rows += (lane % 2) * N.to(tl.int64)
+        rows += (lane % 2).to(tl.int64) * N  # N = 1 is a constant, which has no dtype
     else:
         rows = outputs
         rows_ok = rows < N
