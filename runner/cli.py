@@ -164,8 +164,8 @@ def calibrate(args: argparse.Namespace, console: Console) -> int:
     from kernels.sdpa.calibrate import calibrate as measure
     from kernels.sdpa.table import user_path
 
-    torch.cuda.set_device(device)
-    table = measure(progress=console.say)
+    with torch.cuda.device(device):
+        table = measure(progress=console.say)
     path = str(user_path(table.gpu))
     document = {"gpu": table.gpu, "path": path, "shapes": len(table.rows)}
     Stdout(sys.stdout).write((json.dumps(document) if args.json else path) + "\n")

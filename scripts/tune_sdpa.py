@@ -23,21 +23,19 @@ from kernels.sdpa import calibrate as cal
 from kernels.sdpa.config import SplitKConfig, StandardConfig
 from kernels.sdpa.route import Route, can_run, normal
 from kernels.sdpa.shape import Shape
-from kernels.sdpa.table import Table, versions
+from kernels.sdpa.table import Row, Table, versions
 
 TILES = {  # head_dim -> (block_n, num_warps, num_stages)
     128: [(32, 4, 4), (64, 4, 3), (64, 8, 3)],
     256: [(32, 4, 3), (32, 4, 4), (64, 8, 3)],
-    512: [(16, 4, 3), (16, 4, 4), (16, 8, 3), (32, 8, 3)],
+    512: [(16, 4, 2), (16, 4, 3), (16, 4, 4)],
 }
 ALONE = [
     {"reduce": "fused", "dependent": True, "prefetch_rows": 64},
     {"reduce": "fused", "dependent": True},
 ]
 EARLY = {"reduce": "apart", "overlap": True, "dependent": True}
-SHORT = [{**EARLY, "prefetch_rows": 32}, {**EARLY, "prefetch_rows": 32, "late_query": True}]
-LONG = [*SHORT, EARLY]  # from LONG_FROM keys on the prefetch may not pay
-LONG_FROM = 8192
+APART = [EARLY, {**EARLY, "prefetch_rows": 32}, {**EARLY, "prefetch_rows": 32, "late_query": True}]
 PREFILL_TILES = {  # head_dim -> (block_m, block_n, num_warps, num_stages, tma)
     128: [(128, 64, 8, 3, False), (128, 64, 8, 3, True), (128, 128, 8, 2, True), (64, 64, 4, 3, True)],
     256: [
@@ -73,8 +71,8 @@ def standard_routes(shape: Shape) -> list[Route]:
 
 
 def splitk_routes(shape: Shape) -> list[Route]:
-    """Split-K on every tile, spread over one or two programs a multiprocessor; one launch alone for few keys."""
-    reductions = ALONE if shape.L_kv <= 128 else SHORT if shape.L_kv < LONG_FROM else LONG
+    """Split-K on every tile, spread over one or two programs a multiprocessor; for few keys in one launch, too."""
+    reductions = [*APART, *ALONE] if shape.L_kv <= 128 else APART
     return [
         Route("splitk", SplitKConfig(n, w, s, programs_per_sm=spread, min_rows=rows, **reduction), "")
         for n, w, s in TILES[shape.D]
@@ -97,7 +95,7 @@ def decode(shapes: list[Shape], pool: cal.Pool, compiler: cal.Compiler) -> list[
 
 def measured(work: list[tuple[Shape, list[Route]]], pool: cal.Pool) -> list[cal.Measured]:
     """Time it all; what fails is named, once a route, so that no gap in the table goes unexplained."""
-    results = [cal.measure(shape, routes, pool, runs=4) for shape, routes in work]
+    results = [cal.measure(shape, routes, pool, runs=4, twice=shape.L_q <= 8) for shape, routes in work]
     for found in results:
         for tried, error in found.errors.items():
             print(f"FAILED {found.shape} {tried.kernel} {tried.config}: {error[:200]}", flush=True)
@@ -113,9 +111,8 @@ def prefill(base: Shape, pool: cal.Pool, compiler: cal.Compiler) -> list[cal.Mea
     return measured(work, pool)
 
 
-def show(found: cal.Measured) -> None:
+def show(row: Row) -> None:
     """One line a shape: best time of each kernel and our configurations."""
-    row = found.row()
     times = " ".join(f"{name} {us:.1f}" for name, us in sorted(row.us.items(), key=lambda item: item[1]))
     told = []
     for name, config in row.configs.items():
@@ -145,7 +142,7 @@ def main() -> None:
             shapes += [replace(drafts, L_kv=L) for L in VERIFY_LENGTHS]
             found = [*decode(shapes, pool, compiler), *prefill(base, pool, compiler)]
             for one in found:
-                show(one)
+                show(one.row(found))
             results += found
             print(f"# {time.time() - began:.0f} s", flush=True)
     bandwidth = read_bandwidth(device)
@@ -156,7 +153,7 @@ def main() -> None:
         **cal.origin(commit=options.commit),
         "also": options.also,
     }
-    options.output.write_text(Table(gpu, tuple(one.row() for one in results), source).as_json())
+    options.output.write_text(Table(gpu, tuple(one.row(results) for one in results), source).as_json())
     if options.samples:
         samples = [
             {

@@ -197,10 +197,13 @@ def launch_combine(
     key_heads: int,
     overlap: bool,
 ) -> None:
-    """Merge the splits in `workspace` into `out` [B, H, L_q, D]; the bounds are those that the splits were made by."""
+    """Merge the splits in `workspace` into `out` [B, H, L_q, D]; the bounds are those that the splits were made by.
+
+    One warp a program: it sums over the splits without shared memory, and finds room beside split-K's programs.
+    """
     B, H, L_q, D = out.shape
     splits = workspace.max_splits
-    columns = min(D, 64 if splits <= 64 else 32)
+    columns = min(D, 64 if splits <= 48 else 32)
     on_device = isinstance(kv_len, torch.Tensor)
     combine_kernel[(D // columns, L_q * H // key_heads, B * key_heads)](
         workspace.part,
@@ -219,9 +222,9 @@ def launch_combine(
         SPLITS=splits,
         HAS_KV_LEN=on_device,
         WINDOWED=window is not None,
-        AT_ONCE=triton.next_power_of_2(splits),
+        AT_ONCE=min(triton.next_power_of_2(splits), 2048 // columns),  # up to 64 values a thread
         OVERLAP=overlap,
-        num_warps=4,
+        num_warps=1,
         **launch_options(overlap),
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -21,6 +23,31 @@ def test_a_row_keeps_the_best_of_every_kernel():
     row = found.row()
     assert row.us == {"splitk": 8.0, "torch_flash": 12.0}
     assert row.configs == {"splitk": fast}
+
+
+def test_among_equals_the_one_that_loses_least_on_shorter_buffers_is_taken():
+    """A longer buffer's row serves few valid keys, too; a configuration beyond SLACK is not taken for that."""
+    narrow, steady, slow = (SplitKConfig(block_n=n) for n in (16, 32, 64))
+    routes = [Route("splitk", config, "") for config in (narrow, steady, slow)]
+    found = [
+        calibrate.Measured(replace(DECODE, L_kv=length), dict(zip(routes, us, strict=True)))
+        for length, us in ((1024, (9.0, 6.2, 6.0)), (4096, (10.0, 10.2, 20.0)))
+    ]
+    other_layer = calibrate.Measured(replace(DECODE, D=128), dict(zip(routes, (1.0, 9.0, 9.0), strict=True)))
+    assert found[1].row().configs["splitk"] == narrow
+    row = found[1].row([*found, other_layer])
+    assert row.configs["splitk"] == steady
+    assert row.us["splitk"] == 10.2
+    assert found[0].row(found).configs["splitk"] == slow
+
+
+def test_near_the_best_the_slower_of_two_timings_counts(monkeypatch):
+    lucky, steady, slow = (Route("splitk", SplitKConfig(block_n=n), "") for n in (16, 32, 64))
+    timings = {lucky: [8.0, 10.0], steady: [8.5, 8.6], slow: [12.0]}
+    monkeypatch.setattr(calibrate, "calls_of", lambda shape, tried, pool: tried)
+    monkeypatch.setattr(calibrate, "graph_times", lambda tried, **_: [timings[tried].pop(0)])
+    found = calibrate.measure(DECODE, [lucky, steady, slow], pool=None, twice=True)
+    assert found.us == {lucky: 10.0, steady: 8.6, slow: 12.0}
 
 
 def test_a_kernel_that_fails_is_kept_by_its_error(monkeypatch):
