@@ -1,13 +1,14 @@
 """llama.cpp beside our runner: the same real GGUF, the same tokens, both sides' distributions.
 
 llama.cpp comes as the library inside PyPI's `xllamacpp`. Its Python interface has no way to ask for logits, but the
-library exports llama.cpp's C API, which `Llama` below calls through ctypes.
+library exports llama.cpp's C API, which `Llama` below calls through ctypes. A second llama.cpp, built with a BLAS by
+scripts/build_llama_cpp.sh, multiplies in float32; RUNNER_LLAMA_CPP names its libllama.so.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections import defaultdict
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -35,16 +36,10 @@ class _Params(ctypes.Structure):
     """llama_model_params or llama_context_params: default values, opaque, as fields change from build to build.
 
     Larger than either. The ABI passes such a structure by address or by copy, so the callee reads just what it knows.
-    Only two fields of llama_context_params are ever written: n_ctx, the first one, and llama_n_ctx is asked whether it
-    arrived; and cb_eval, the first of the two null pointers before type_k and type_v, both F16 (1).
+    Only n_ctx, the first field of llama_context_params, is ever written, and llama_n_ctx is asked whether it arrived.
     """
 
     _fields_ = [("words", ctypes.c_uint32 * 256)]
-
-    def set_callback(self, address: int) -> None:
-        words = list(self.words)
-        place = next(i for i in range(0, len(words), 2) if words[i : i + 6] == [0, 0, 0, 0, 1, 1])
-        self.words[place], self.words[place + 1] = address & 0xFFFFFFFF, address >> 32
 
 
 class _Batch(ctypes.Structure):
@@ -62,20 +57,13 @@ class _Batch(ctypes.Structure):
 
 
 _LogCallback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
-_EvalCallback = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_bool, ctypes.c_void_p)
 
 
 class Llama:
-    """One GGUF in llama.cpp's own library: tokenizer, teacher-forced logits and what its graph computes on the way.
+    """One GGUF in llama.cpp's own library: tokenizer and teacher-forced logits."""
 
-    `watch`: names of float32 nodes of the graph, without the layer number, to keep a copy of while `logits` runs.
-    """
-
-    def __init__(self, library: ctypes.CDLL, path: Path, watch: Sequence[str] = ()):
+    def __init__(self, library: ctypes.CDLL, path: Path):
         self._library = library
-        self._watch = watch
-        self._watched: dict[str, list[torch.Tensor]] = defaultdict(list)
-        self.operations: set[str] = set()  # of the graph, as far as it was watched
         self._quiet = _LogCallback(lambda level, text, data: None)
         self._call("llama_log_set", None, _LogCallback, ctypes.c_void_p)(self._quiet, None)
         load = self._call("llama_model_load_from_file", ctypes.c_void_p, ctypes.c_char_p, _Params)
@@ -83,9 +71,6 @@ class Llama:
         assert self._model, f"llama.cpp does not load {path}"
         params = self._call("llama_context_default_params", _Params)()
         params.words[0] = CTX_SIZE
-        self._callback = _EvalCallback(self._evaluated)
-        if watch:
-            params.set_callback(ctypes.cast(self._callback, ctypes.c_void_p).value)
         self._context = self._call("llama_init_from_model", ctypes.c_void_p, ctypes.c_void_p, _Params)(
             self._model, params
         )
@@ -121,7 +106,6 @@ class Llama:
         decode = self._call("llama_decode", ctypes.c_int32, ctypes.c_void_p, _Batch)
         get_logits = self._call("llama_get_logits", ctypes.POINTER(ctypes.c_float), ctypes.c_void_p)
         batch = self._call("llama_batch_init", _Batch, ctypes.c_int32, ctypes.c_int32, ctypes.c_int32)(BATCH, 0, 1)
-        self._watched.clear()
         try:
             for start in range(0, len(ids), BATCH):
                 chunk = ids[start : start + BATCH]
@@ -136,21 +120,6 @@ class Llama:
                     yield wanted.start, torch.from_numpy(rows.copy())
         finally:
             self._call("llama_batch_free", None, _Batch)(batch)
-
-    def watched(self) -> dict[str, torch.Tensor]:
-        """Node name ("ffn_norm-3": that of layer 3) -> float32 [positions x width] of the last run, flat."""
-        return {name: torch.cat(parts) for name, parts in self._watched.items()}
-
-    def _evaluated(self, node: int, asking: bool, _data: object) -> bool:
-        """ggml_backend_sched_eval_callback: llama.cpp asks whether to show a node, and shows it once it is computed."""
-        name = self._call("ggml_get_name", ctypes.c_char_p, ctypes.c_void_p)(node).decode()
-        if asking:
-            self.operations.add(self._call("ggml_op_desc", ctypes.c_char_p, ctypes.c_void_p)(node).decode())
-            return name.split("-")[0] in self._watch
-        count = self._call("ggml_nelements", ctypes.c_int64, ctypes.c_void_p)(node)
-        data = self._call("ggml_get_data_f32", ctypes.POINTER(ctypes.c_float), ctypes.c_void_p)(node)
-        self._watched[name].append(torch.from_numpy(np.ctypeslib.as_array(data, (count,)).copy()))
-        return True
 
     def _call(self, name: str, result, *arguments):
         function = getattr(self._library, name)
@@ -219,8 +188,18 @@ def library() -> ctypes.CDLL:
 
 @pytest.fixture(scope="session")
 def load_llama(library):
-    """A context that holds llama.cpp on a GGUF: load_llama(path, watch)."""
-    return lambda path, watch=(): closing(Llama(library, path, watch))
+    """A context that holds llama.cpp on a GGUF: load_llama(path)."""
+    return lambda path: closing(Llama(library, path))
+
+
+@pytest.fixture(scope="session")
+def load_llama_with_blas():
+    """The same of a llama.cpp whose products are float32."""
+    path = os.environ.get("RUNNER_LLAMA_CPP")
+    if not path:
+        pytest.skip("RUNNER_LLAMA_CPP names no libllama.so (scripts/build_llama_cpp.sh)")
+    library = ctypes.CDLL(path)
+    return lambda path: closing(Llama(library, path))
 
 
 @pytest.fixture(scope="module")
