@@ -17,7 +17,15 @@ from models.errors import RunnerError, UsageError
 from runner.args import parse
 from runner.card import card
 from runner.config import RunConfig, SamplingConfig
-from runner.output import INTERRUPTED, Console, ReaderGone, Stdout, on_interrupt, quieten_libraries
+from runner.output import (
+    INTERRUPTED,
+    Console,
+    ReaderGone,
+    Stdout,
+    on_interrupt,
+    quieten_libraries,
+    unmissed_interrupt,
+)
 from runner.prompt_flags import describe_prompt, read_prompt
 from runner.timing import Stopwatch
 
@@ -68,10 +76,10 @@ def generate(args: argparse.Namespace, console: Console) -> int:
     config, flags, prompt = run_config(args), sampling_flags(args), read_prompt(args)
     SamplingConfig(**{name: value for name, value in flags.items() if value is not None})  # refused before the load
     stdout = Stdout(sys.stdout)
-    with Stopwatch() as imports:
+    with unmissed_interrupt(), Stopwatch() as imports:
         from runner.api import Runner
         from runner.pipeline import load_source
-    with Stopwatch() as resolving:
+    with unmissed_interrupt(), Stopwatch() as resolving:
         source = load_source(config)
         tokenizer = source.load_tokenizer()
     source = dataclasses.replace(
@@ -84,7 +92,8 @@ def generate(args: argparse.Namespace, console: Console) -> int:
     if config.ctx_size is None:
         config = dataclasses.replace(config, ctx_size=fitting_context(len(ids), sampling, source.spec))
     warn_of_no_effect(sampling, flags, console)
-    runner = Runner.from_config(config, source, console.progress())
+    with unmissed_interrupt():
+        runner = Runner.from_config(config, source, console.progress())
     stream = runner.stream_generation(ids, sampling)
     ready_s = time.perf_counter() - started
 
@@ -164,8 +173,9 @@ def calibrate(args: argparse.Namespace, console: Console) -> int:
     from kernels.sdpa.calibrate import calibrate as measure
     from kernels.sdpa.table import user_path
 
-    with torch.cuda.device(device):
-        table = measure(progress=console.say)
+    if device.index is not None:
+        torch.cuda.set_device(device)
+    table = measure(progress=console.say)
     path = str(user_path(table.gpu))
     document = {"gpu": table.gpu, "path": path, "shapes": len(table.rows)}
     Stdout(sys.stdout).write((json.dumps(document) if args.json else path) + "\n")

@@ -131,6 +131,28 @@ def on_interrupt(cancel: Callable[[], None]) -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
+@contextlib.contextmanager
+def unmissed_interrupt() -> Iterator[None]:
+    """Within the block Ctrl-C raises KeyboardInterrupt; if what runs there swallows it, the end of the block raises it.
+
+    Python raises it wherever it happens to be, which during imports may be a callback or a bare except of a library.
+    """
+    pressed = False
+
+    def handle(_signal: int, _frame: object) -> None:
+        nonlocal pressed
+        pressed = True
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if pressed:
+        raise KeyboardInterrupt
+
+
 def _silence_exit(stream: TextIO) -> None:
     """Point the descriptor at /dev/null: what is still buffered must not raise again at the last flush."""
     with contextlib.suppress(OSError, ValueError):  # not a real file: nothing will be flushed

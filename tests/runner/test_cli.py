@@ -233,20 +233,24 @@ def test_a_full_disk_is_said_and_exits_1(start, model_dir):
     assert result.stderr == b"error: stdout: No space left on device\n"
 
 
-def test_calibrate_measures_and_says_where_the_table_lies(capsys, monkeypatch):
-    """The measuring itself is kernels.sdpa's and needs a GPU; here it is played."""
+@pytest.mark.parametrize(("device", "chosen"), [([], []), (["--device", "cuda:0"], [torch.device("cuda:0")])])
+def test_calibrate_measures_and_says_where_the_table_lies(capsys, monkeypatch, device, chosen):
+    """The measuring itself is kernels.sdpa's and needs a GPU; here it is played. torch wants a number."""
     import kernels.sdpa.calibrate
     from kernels.sdpa.table import Table, user_path
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    set_to: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", set_to.append)
 
     def measure(path=None, *, progress):
         progress("1/1 decode")
         return Table("Some GPU", (), {})
 
     monkeypatch.setattr(kernels.sdpa.calibrate, "calibrate", measure)
-    assert main(["calibrate", "--json"]) == 0
+    assert main(["calibrate", "--json", *device]) == 0
+    assert set_to == chosen
     out, err = capsys.readouterr()
     assert json.loads(out) == {"gpu": "Some GPU", "path": str(user_path("Some GPU")), "shapes": 0}
     assert "1/1 decode" in err

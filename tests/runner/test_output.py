@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -11,7 +12,7 @@ import pytest
 
 from models.errors import LoadError, RunnerError
 from runner.cli import explain
-from runner.output import Console, ReaderGone, Stdout, on_interrupt
+from runner.output import Console, ReaderGone, Stdout, on_interrupt, unmissed_interrupt
 
 
 class Failing(io.StringIO):
@@ -81,6 +82,25 @@ def test_first_interrupt_cancels_and_the_handler_is_put_back(monkeypatch):
             signal.raise_signal(signal.SIGINT)
         assert calls == ["cancel"]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interrupt_that_a_library_swallows_is_raised_at_the_end():
+    before = signal.getsignal(signal.SIGINT)
+    reached = []
+
+    def press(*, swallow: bool) -> None:
+        with unmissed_interrupt():
+            with contextlib.suppress(*[KeyboardInterrupt] * swallow):
+                signal.raise_signal(signal.SIGINT)
+            reached.append(swallow)
+
+    for swallow in (True, False):
+        with pytest.raises(KeyboardInterrupt):
+            press(swallow=swallow)
+        assert signal.getsignal(signal.SIGINT) is before
+    assert reached == [True]
+    with unmissed_interrupt():
+        pass
 
 
 def test_errors_are_explained_in_two_lines():
