@@ -19,7 +19,7 @@ from kernels.sdpa.table import Row, Table, table_for
 __all__ = ["Route", "Shape", "can_run", "default_config", "named_route", "route"]
 
 SPLITK_FROM = 256  # keys from which the built-in rule takes split-K
-ONE_LAUNCH_UP_TO = 128  # keys up to which the last block merges the splits; beyond, a second kernel is faster
+ONE_LAUNCH_UP_TO = 128  # keys up to which by default the last block merges the splits, beyond it a second kernel
 TORCH_KERNELS = ("torch_flash", "torch_cudnn", "torch_efficient", "torch_math", "torch_default")
 KERNELS = ("splitk", "standard", *TORCH_KERNELS, "reference")
 
