@@ -2,7 +2,7 @@
 
     python3 scripts/tune_sdpa.py --output h100.json [--samples samples.json] [--commit HASH] [--also NAME ...]
 
-Timing as in kernels/sdpa/calibrate.py. Two minutes of one GPU; users calibrate instead, with fewer configurations.
+Timing as in kernels/sdpa/calibrate.py. Three minutes of one GPU; users calibrate instead, with fewer configurations.
 """
 
 from __future__ import annotations
