@@ -8,9 +8,8 @@ import triton
 from kernels.decode_attention import reference
 from kernels.decode_attention.config import DecodeAttentionConfig, config_for
 from kernels.decode_attention.kernel import decode_attention_kernel
-from kernels.norm.spec import Norm
+from kernels.norm.spec import Norm, norm_operands
 from kernels.pdl import launch_options
-from kernels.rope.kernel import norm_operands
 from kernels.sdpa.splitk import SplitKWorkspace, interpreting, launch_combine, one_tile, workspace_for
 
 

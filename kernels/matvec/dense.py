@@ -23,7 +23,7 @@ import triton.language as tl
 from kernels.gated.kernel import ACTIVATIONS, activate
 from kernels.gated.reference import Activation
 from kernels.matvec.configs import MatvecConfig
-from kernels.norm.spec import Norm
+from kernels.norm.spec import Norm, norm_operands
 from kernels.pdl import gdc_launch_dependents, gdc_wait, launch_options
 
 
@@ -141,14 +141,13 @@ def launch_dense(
     """Run the Triton kernel: w [rows, K], x [K], out [rows] or [rows / 2] when gated (also under the interpreter)."""
     rows, K = w.shape
     N = rows if activation is None else rows // 2
-    gain = None if norm is None else norm.weight
+    gain, eps, offset, normed, gained = norm_operands(norm, x)
     tiles = triton.cdiv(K, launch.block)
     programs = triton.cdiv(N, launch.rows * launch.series)
     _matvec_kernel[(programs,)](
-        w, x, x if gain is None else gain, out if residual is None else residual, out, N,
-        0.0 if norm is None else norm.eps, 0.0 if norm is None else norm.offset, softcap or 1.0,
+        w, x, gain, out if residual is None else residual, out, N, eps, offset, softcap or 1.0,
         K, launch.rows, launch.block, min(launch.preload, tiles * launch.series), launch.series,
         N % (launch.rows * launch.series) == 0,
-        norm is not None, gain is not None, residual is not None, softcap is not None, ACTIVATIONS[activation],
+        normed, gained, residual is not None, softcap is not None, ACTIVATIONS[activation],
         pdl, launch.trigger == "early", num_warps=launch.warps, num_stages=1, **launch_options(pdl),
     )  # fmt: skip

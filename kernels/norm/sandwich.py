@@ -13,7 +13,7 @@ import triton.language as tl
 
 from kernels.norm import reference
 from kernels.norm.rms_norm import row_warps
-from kernels.norm.spec import Norm
+from kernels.norm.spec import Norm, norm_operands
 from kernels.pdl import gdc_launch_dependents, gdc_wait, launch_options
 
 
@@ -73,14 +73,11 @@ def launch_sandwich(
     K = h.shape[-1]
     rows = h.numel() // K
     block = triton.next_power_of_2(K)
-    post_weight = None if post is None else post.weight
-    pre_weight = None if pre is None else pre.weight
+    post_weight, post_eps, post_offset, post_on, post_has = norm_operands(post, h)
+    pre_weight, pre_eps, pre_offset, pre_on, pre_has = norm_operands(pre, h)
     _sandwich_kernel[(rows,)](
-        h, y, h if post_weight is None else post_weight, h if scalar is None else scalar,
-        h if pre_weight is None else pre_weight, h_out, h_out if x_out is None else x_out,
-        0.0 if post is None else post.eps, 0.0 if post is None else post.offset,
-        0.0 if pre is None else pre.eps, 0.0 if pre is None else pre.offset,
-        post is not None, post_weight is not None, scalar is not None, pre is not None, pre_weight is not None,
+        h, y, post_weight, h if scalar is None else scalar, pre_weight, h_out, h_out if x_out is None else x_out,
+        post_eps, post_offset, pre_eps, pre_offset, post_on, post_has, scalar is not None, pre_on, pre_has,
         K, block, pdl, num_warps=row_warps(block), **launch_options(pdl),
     )  # fmt: skip
 

@@ -18,3 +18,15 @@ class Norm:
     weight: torch.Tensor | None
     eps: float
     offset: float = 0.0
+
+
+def norm_operands(norm: Norm | None, filler: torch.Tensor) -> tuple[torch.Tensor, float, float, bool, bool]:
+    """(weight, eps, offset, NORM, WEIGHT) of a norm that may be missing, as kernels take them.
+
+    `filler` stands in for a weight that is not there.
+    """
+    if norm is None:
+        return filler, 0.0, 0.0, False, False
+    if norm.weight is None:
+        return filler, norm.eps, 0.0, True, False
+    return norm.weight, norm.eps, norm.offset, True, True

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.norm.spec import Norm
+from kernels.norm.spec import Norm, norm_operands
 from kernels.pdl import gdc_launch_dependents, gdc_wait, launch_options
 from kernels.rope import reference
 
@@ -90,15 +90,6 @@ def _qk_norm_rope_kernel(
         target = values + (head - H - KV).to(tl.int64) * v_head_stride + row * v_row_stride
     tl.store(target + half, low.to(q_out.dtype.element_ty), mask=mask)
     tl.store(target + HALF + half, high.to(q_out.dtype.element_ty), mask=mask)
-
-
-def norm_operands(norm: Norm | None, filler: torch.Tensor) -> tuple[torch.Tensor, float, float, bool, bool]:
-    """(weight, eps, offset, NORM, WEIGHT) for the kernel; `filler` stands in for a weight that is not there."""
-    if norm is None:
-        return filler, 0.0, 0.0, False, False
-    if norm.weight is None:
-        return filler, norm.eps, 0.0, True, False
-    return norm.weight, norm.eps, norm.offset, True, True
 
 
 def launch_qk_norm_rope(
