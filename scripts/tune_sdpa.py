@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from kernels.ceilings import read_bandwidth
 from kernels.sdpa import calibrate as cal
 from kernels.sdpa.config import SplitKConfig, StandardConfig
-from kernels.sdpa.route import Route, can_run, normal
+from kernels.sdpa.route import ONE_LAUNCH_UP_TO, Route, can_run, normal
 from kernels.sdpa.shape import Shape
 from kernels.sdpa.table import Row, Table, versions
 
@@ -72,7 +72,7 @@ def standard_routes(shape: Shape) -> list[Route]:
 
 def splitk_routes(shape: Shape) -> list[Route]:
     """Split-K on every tile, spread over one or two programs a multiprocessor; for few keys in one launch, too."""
-    reductions = [*APART, *ALONE] if shape.L_kv <= 128 else APART
+    reductions = [*APART, *ALONE] if shape.L_kv <= ONE_LAUNCH_UP_TO else APART
     return [
         Route("splitk", SplitKConfig(n, w, s, programs_per_sm=spread, min_rows=rows, **reduction), "")
         for n, w, s in TILES[shape.D]
@@ -90,12 +90,12 @@ def decode(shapes: list[Shape], pool: cal.Pool, compiler: cal.Compiler) -> list[
         slow = slow if shape.L_kv <= 1024 else slow[:1]
         work.append((shape, [*splitk_routes(shape), *slow, *torch_routes(shape)]))
     compiler.ahead(work)
-    return measured(work, pool)
+    return measured(work, pool, twice=True)
 
 
-def measured(work: list[tuple[Shape, list[Route]]], pool: cal.Pool) -> list[cal.Measured]:
+def measured(work: list[tuple[Shape, list[Route]]], pool: cal.Pool, *, twice: bool) -> list[cal.Measured]:
     """Time it all; what fails is named, once a route, so that no gap in the table goes unexplained."""
-    results = [cal.measure(shape, routes, pool, runs=4, twice=shape.L_q <= 8) for shape, routes in work]
+    results = [cal.measure(shape, routes, pool, runs=4, twice=twice) for shape, routes in work]
     for found in results:
         for tried, error in found.errors.items():
             print(f"FAILED {found.shape} {tried.kernel} {tried.config}: {error[:200]}", flush=True)
@@ -108,7 +108,7 @@ def prefill(base: Shape, pool: cal.Pool, compiler: cal.Compiler) -> list[cal.Mea
     shapes = [*plain, *(replace(s, window=cal.PREFILL_WINDOW) for s in plain if s.L_q > cal.PREFILL_WINDOW)]
     work = [(shape, [*standard_routes(shape), *torch_routes(shape)]) for shape in shapes]
     compiler.ahead(work)
-    return measured(work, pool)
+    return measured(work, pool, twice=False)
 
 
 def show(row: Row) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from kernels.sdpa.api import run_route
+from kernels.sdpa.checks import SPLITK_MAX_QUERIES
 from kernels.sdpa.config import SplitKConfig, StandardConfig
 from kernels.sdpa.route import TORCH_KERNELS, Route, can_run, default_config, normal
 from kernels.sdpa.route import route as choose
@@ -61,7 +62,7 @@ def calls_of(
     if query is None:
         query = torch.randn(shape.B, shape.H, shape.L_q, shape.D, dtype=torch.bfloat16, device=pool.device)
     out = torch.empty_like(query)
-    bounded = chosen.kernel in ("splitk", "standard") and shape.L_q <= 8
+    bounded = chosen.kernel in ("splitk", "standard") and shape.L_q <= SPLITK_MAX_QUERIES
     length = torch.tensor([shape.L_kv], dtype=torch.int32, device=pool.device) if bounded else None
 
     def call(key: torch.Tensor, value: torch.Tensor) -> Callable[[], torch.Tensor]:
@@ -230,10 +231,11 @@ def calibrate(path: Path | None = None, *, progress: Callable[[str], object] | N
         compiler.ahead(work)
     found: list[Measured] = []
     for done, (shape, routes) in enumerate(work, 1):
-        found.append(measure(shape, routes, pool))
-        for tried, error in found[-1].errors.items():
+        measured = measure(shape, routes, pool)
+        found.append(measured)
+        for tried, error in measured.errors.items():
             say(f"{done}/{len(work)} {tried.kernel} {tried.config} failed: {error}")
-        row = found[-1].row()
+        row = measured.row()
         best = min(row.us, key=lambda name: row.us[name])
         say(f"{done}/{len(work)} {row.label()}: {best} {row.us[best]:.1f} us")
     table = Table(gpu, tuple(one.row(found) for one in found), {**versions(), **origin("python -m runner calibrate")})
