@@ -15,7 +15,7 @@ mkdir -p "$1"
 cd "$1"
 [ -d source ] || {
     "$PYTHON" -m pip download --quiet --no-deps --no-binary llama-cpp-python "llama-cpp-python==$VERSION"
-    mkdir unpacked
+    mkdir -p unpacked
     tar -xzf "llama_cpp_python-$VERSION.tar.gz" -C unpacked --strip-components=1
     mv unpacked/vendor/llama.cpp source
 }

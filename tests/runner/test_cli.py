@@ -208,6 +208,7 @@ def test_ctrl_c_while_loading_is_one_line(start):
     process = start()
     maps = Path(f"/proc/{process.pid}/maps")
     while "libtorch" not in maps.read_text():  # the command line is read, imports go on
+        assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
@@ -235,7 +236,10 @@ def test_a_full_disk_is_said_and_exits_1(start, model_dir):
 
 @pytest.mark.parametrize(("device", "chosen"), [([], []), (["--device", "cuda:0"], [torch.device("cuda:0")])])
 def test_calibrate_measures_and_says_where_the_table_lies(capsys, monkeypatch, device, chosen):
-    """The measuring itself is kernels.sdpa's and needs a GPU; here it is played. torch wants a number."""
+    """The measuring itself is kernels.sdpa's and needs a GPU; here it is played.
+
+    torch.cuda.set_device refuses a device without a number, so none is set then.
+    """
     import kernels.sdpa.calibrate
     from kernels.sdpa.table import Table, user_path
 
