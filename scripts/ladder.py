@@ -23,7 +23,7 @@ from kernels.ceilings import matmul_rate, read_bandwidth
 from runner import Runner
 from runner.config import RunConfig, SamplingConfig
 from runner.timing import mean, stddev
-from runner.work import decode_weights, mean_kv_bytes
+from runner.work import decode_weights, mean_kv_bytes, prefill_flops
 from scripts.provenance import write_result
 
 DISCARD = 2  # runs dropped at each end of the sorted ten, as the origin's benchmark does
@@ -91,12 +91,13 @@ def measure(rung: Rung, args: argparse.Namespace, bandwidth: float, rate: float)
     ids = torch.randint(5, vocab, (args.prompt,), generator=torch.Generator().manual_seed(0)).tolist()
     sampling = SamplingConfig(max_new_tokens=tokens, temperature=0, ignore_eos=True, seed=0)
     result = Result(rung.name, tokens, runs)
-    for index in range(runs + 1):
+    warmups = 2 if rung.compiled else 1  # compilation, cuBLAS handles; a compiled generate may compile twice
+    for index in range(warmups + runs):
         if rung.compiled is None:
             decode, prefill = by_us(runner, ids, sampling)
         else:
             decode, prefill = by_transformers(runner, ids, tokens, rung.compiled)
-        if index:  # the first run pays for compilation and cuBLAS handles
+        if index >= warmups:
             result.decode.append(decode)
             result.prefill.append(prefill)
     result.kept_decode, result.kept_decode_sd = mean(middle(result.decode)), stddev(middle(result.decode))
@@ -104,7 +105,7 @@ def measure(rung: Rung, args: argparse.Namespace, bandwidth: float, rate: float)
     spec = runner.source.spec
     step_bytes = decode_weights(spec) * 2 + mean_kv_bytes(spec, args.prompt + 1, tokens - 1, 2)
     result.mbu = step_bytes * result.kept_decode / bandwidth
-    result.mfu = 2 * runner.load_stats.parameters * result.kept_prefill / rate
+    result.mfu = prefill_flops(spec, args.prompt) / args.prompt * result.kept_prefill / rate
     result.replays = runner.engine.replays
     result.peak_gib = torch.cuda.max_memory_allocated() / 2**30
     result.startup = dict(
@@ -162,7 +163,7 @@ def main() -> None:
     parser.add_argument(
         "--rungs",
         default="0,2,3,4,5,6,7,8",
-        help="which rungs, by number; 1 compiles for minutes before its first token",
+        help="which rungs, by number, in the order to run them; 1 compiles for minutes before its first token",
     )
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -171,16 +172,18 @@ def main() -> None:
     free_device()
     print(f"read {bandwidth / 1e9:.0f} GB/s, bf16 matmul {rate / 1e12:.0f} TFLOP/s", flush=True)
     body = dict(model=args.model, prompt=args.prompt, read_bandwidth=bandwidth, matmul_rate=rate)
-    results: list[dict[str, Any]] = []
-    for rung in [RUNGS[int(number)] for number in args.rungs.split(",")]:
+    results: dict[int, dict[str, Any]] = {}
+    for number in map(int, args.rungs.split(",")):
+        rung = RUNGS[number]
         started = time.perf_counter()
         try:
             result = measure(rung, args, bandwidth, rate)
         except Exception as error:  # named in the file and by the exit code; the other rungs still count
             traceback.print_exc()
             result = Result(rung.name, 0, 0, error=f"{type(error).__name__}: {error}")
-        results.append(asdict(result))
-        write_result(args.out, f"ladder-{args.model}-{args.prompt}", {**body, "rungs": results})  # rung by rung
+        results[number] = asdict(result)
+        rungs = [results[done] for done in sorted(results)]  # in the ladder's order, whatever order they ran in
+        write_result(args.out, f"ladder-{args.model}-{args.prompt}", {**body, "rungs": rungs})
         free_device()
         if result.error:
             continue
@@ -190,7 +193,7 @@ def main() -> None:
             f"({result.mfu:.1%} MFU), peak {result.peak_gib:.1f} GiB, {time.perf_counter() - started:.0f} s",
             flush=True,
         )
-    if failed := [result["rung"] for result in results if result["error"]]:
+    if failed := [result["rung"] for result in results.values() if result["error"]]:
         sys.exit(f"failed: {', '.join(failed)}")
 
 

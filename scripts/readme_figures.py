@@ -64,7 +64,9 @@ def ladder() -> list[str]:
         "",
         f"Prompt {data['prompt']} tokens, random weights at the true shape, batch 1. MBU is the share of the read "
         f"bandwidth measured in the same run ({data['read_bandwidth'] / 1e9:.0f} GB/s), MFU that of the bf16 matmul "
-        f"rate ({data['matmul_rate'] / 1e12:.0f} TFLOP/s). The last row has it all and is what `generate` does.",
+        f"rate ({data['matmul_rate'] / 1e12:.0f} TFLOP/s) for the operations that this prefill must do: every layer's "
+        "products, the keys a query sees, the last position's logits. The last row has it all and is what `generate` "
+        "does.",
         "",
         f"| configuration | {RATES}",
         "|---|---|---|---|---|---|---|",

@@ -29,31 +29,38 @@ MATVECS = ("qkv", "o", "gate_up", "down")
 def part_bytes(spec: ModelSpec, context: int, itemsize: int = 2) -> dict[str, int]:
     """Bytes that one decode step at `context` positions must read, by part."""
     hidden = spec.hidden_size
-    found = dict.fromkeys((*MATVECS, "attention", "lm_head", "small"), 0)
+    kinds = dict.fromkeys(f"attention, {layer.kind}" for layer in spec.layers)
+    found = dict.fromkeys((*MATVECS, *kinds, "lm_head", "small"), 0)
     for layer in spec.layers:
         kv = layer.num_kv_heads * layer.head_dim * (1 if layer.value_is_key else 2)
         found["qkv"] += (layer.num_heads * layer.head_dim + kv) * hidden * itemsize
         found["o"] += layer.num_heads * layer.head_dim * hidden * itemsize
         found["gate_up"] += 2 * spec.intermediate_size * hidden * itemsize
         found["down"] += spec.intermediate_size * hidden * itemsize
-        found["attention"] += layer.kv_capacity(context) * layer.kv_row_bytes(itemsize)
+        found[f"attention, {layer.kind}"] += layer.kv_capacity(context) * layer.kv_row_bytes(itemsize)
     found["lm_head"] = spec.vocab_size * hidden * itemsize
     return found
 
 
-def name_parts(kernels: list[str], layers: int) -> list[str]:
-    """The part of each kernel of one step, in order of execution. Fused layers run four matvecs each, then the head."""
+def name_parts(kernels: list[str], kinds: list[str]) -> list[str]:
+    """The part of each kernel of one step, in order of execution. Fused layers run four matvecs each, then the head.
+
+    kinds: the kind of every layer's attention, in order.
+    """
     matvecs, parts = 0, []
     for name in kernels:
+        layer, place = divmod(matvecs, 4)
         if "_matvec_kernel" in name:
-            parts.append(MATVECS[matvecs % 4] if matvecs < 4 * layers else "lm_head")
+            parts.append(MATVECS[place] if layer < len(kinds) else "lm_head")
             matvecs += 1
         elif any(kernel in name for kernel in ATTENTION):
-            parts.append("attention")
+            parts.append(f"attention, {kinds[layer]}")
         else:
             parts.append("small")
-    if matvecs != 4 * layers + 1:
-        raise RuntimeError(f"{matvecs} matvecs in a step of {layers} layers, expected {4 * layers + 1}: not fused?")
+    if matvecs != 4 * len(kinds) + 1:
+        raise RuntimeError(
+            f"{matvecs} matvecs in a step of {len(kinds)} layers, expected {4 * len(kinds) + 1}: not fused?"
+        )
     return parts
 
 
@@ -80,9 +87,11 @@ def profile_steps(runner: Runner, context: int) -> list[list[tuple[str, float, f
     return [events[i : i + per_step] for i in range(0, len(events), per_step)]
 
 
-def charge(steps: list[list[tuple[str, float, float]]], layers: int) -> tuple[dict[str, float], dict[str, int], float]:
+def charge(
+    steps: list[list[tuple[str, float, float]]], kinds: list[str]
+) -> tuple[dict[str, float], dict[str, int], float]:
     """Median us a step by part, launches by part, and the median step time."""
-    parts = name_parts([name for name, _, _ in steps[0]], layers)
+    parts = name_parts([name for name, _, _ in steps[0]], kinds)
     times: dict[str, list[float]] = {part: [] for part in set(parts)}
     totals = []
     for before, step in itertools.pairwise(steps):
@@ -101,7 +110,7 @@ def charge(steps: list[list[tuple[str, float, float]]], layers: int) -> tuple[di
 def line(part: str, count: int, floor: float, us: float, launches: int) -> str:
     """One row of the table."""
     share = floor / us if us else 0.0
-    return f"{part:10s} {count / 1e9:8.3f} {floor:10.1f} {us:10.1f} {us - floor:9.1f} {share:7.1%} {launches:9d}"
+    return f"{part:20s} {count / 1e9:8.3f} {floor:10.1f} {us:10.1f} {us - floor:9.1f} {share:7.1%} {launches:9d}"
 
 
 def main() -> None:
@@ -125,10 +134,10 @@ def main() -> None:
         )
     )
     spec = runner.source.spec
-    measured, launches, step = charge(profile_steps(runner, args.context), len(spec.layers))
+    measured, launches, step = charge(profile_steps(runner, args.context), [layer.kind for layer in spec.layers])
     needed = part_bytes(spec, args.context)
     print(f"{args.model} at {args.context}: {torch.cuda.get_device_name()}, read {bandwidth / 1e9:.0f} GB/s, bf16")
-    print(f"{'part':10s} {'GB':>8s} {'floor us':>10s} {'us':>10s} {'gap us':>9s} {'share':>7s} {'launches':>9s}")
+    print(f"{'part':20s} {'GB':>8s} {'floor us':>10s} {'us':>10s} {'gap us':>9s} {'share':>7s} {'launches':>9s}")
     rows = []
     for part, count in needed.items():
         floor, us = count / bandwidth * 1e6, measured.get(part, 0.0)

@@ -42,13 +42,17 @@ def test_gemma4_reads_what_it_is_known_to_read():
 
 LAYER = ["_matvec_kernel", "_qk_norm_rope_kernel", "splitk_kernel", "combine_kernel", "_matvec_kernel",
          "_sandwich_kernel", "_matvec_kernel", "_matvec_kernel", "_sandwich_kernel"]  # fmt: skip
+KINDS = ["sliding", "full"]
 NAMES = ["_locate_kernel", *LAYER, *LAYER, "_matvec_kernel", "argmax"]
 
 
 def test_kernels_are_named_by_their_place_in_the_step():
-    parts = name_parts(NAMES, layers=2)
+    parts = name_parts(NAMES, KINDS)
     assert parts[0] == parts[-1] == "small"
-    assert parts[1:10] == ["qkv", "small", "attention", "attention", "o", "small", "gate_up", "down", "small"]
+    for first, kind in ((1, "sliding"), (10, "full")):
+        attention = f"attention, {kind}"
+        layer = ["qkv", "small", attention, attention, "o", "small", "gate_up", "down", "small"]
+        assert parts[first : first + 9] == layer
     assert parts[-2] == "lm_head"
 
 
@@ -56,13 +60,13 @@ def test_attention_with_norms_and_rope_inside_is_attention():
     """decode_attention's launch took the place of two: counted as small, the roofline would hide what it costs."""
     fused = [name for name in LAYER if name != "_qk_norm_rope_kernel"]
     fused[fused.index("splitk_kernel")] = "decode_attention_kernel"
-    parts = name_parts([*fused, "_matvec_kernel"], layers=1)
-    assert parts == ["qkv", "attention", "attention", "o", "small", "gate_up", "down", "small", "lm_head"]
+    parts = name_parts([*fused, "_matvec_kernel"], ["full"])
+    assert parts == ["qkv", "attention, full", "attention, full", "o", "small", "gate_up", "down", "small", "lm_head"]
 
 
 def test_a_step_that_is_not_fused_is_refused():
     with pytest.raises(RuntimeError, match="8 matvecs in a step of 2 layers, expected 9"):
-        name_parts(NAMES[:-2], layers=2)
+        name_parts(NAMES[:-2], KINDS)
 
 
 def test_parts_of_overlapping_kernels_add_up_to_the_step():
@@ -74,10 +78,10 @@ def test_parts_of_overlapping_kernels_add_up_to_the_step():
             step.append((name, clock - 3.0, clock + 7.0))
             clock += 7.0
         steps.append(step)
-    times, launches, total = charge(steps, layers=2)
+    times, launches, total = charge(steps, KINDS)
     assert total == pytest.approx(7.0 * len(NAMES))
     assert sum(times.values()) == pytest.approx(total)
-    assert times["attention"] == pytest.approx(7.0 * 4)
+    assert times["attention, sliding"] == times["attention, full"] == pytest.approx(7.0 * 2)
     assert launches["small"] == 2 + 3 * 2
 
 
