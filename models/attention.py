@@ -14,7 +14,7 @@ from torch import nn
 
 from kernels.sdpa import sdpa
 from kernels.sdpa.config import SplitKConfig
-from kernels.sdpa.route import Route, named_route, route
+from kernels.sdpa.route import Route, can_run, named_route, route
 from kernels.sdpa.shape import Shape, device_name
 from models.cache import Chunk, KVCaches, LayerCache
 from models.spec import AttentionSpec
@@ -29,16 +29,21 @@ def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
 
 @dataclass(frozen=True)
 class LayerRoutes:
-    """How one layer attends: the route of a decoded token, and the kernel forced on prefill (None: the router's)."""
+    """How one layer attends: a decoded token, and the chunks of a prompt."""
 
     decode: Route
-    prefill: str | None
+    prefill: Route
 
 
 def layer_routes(
     spec: AttentionSpec, ctx_size: int, dtype: torch.dtype, device: torch.device, *, name: str | None, pdl: bool
 ) -> LayerRoutes:
-    """A layer's routes by the capacity of its cache. `name` forces a kernel; `pdl` False forbids dependent launch."""
+    """A layer's routes by the capacity of its cache. `name` forces a kernel; `pdl` False forbids dependent launch.
+
+    A prompt can have any length, so prefill takes one kernel in one configuration, which the warm-up compiles for all
+    of them. cuDNN's attention is up to a fifth faster without a window, but builds a plan for every new length: 50 to
+    75 ms, where a whole prefill of 500 to 2400 tokens gained 0 to 4 ms by it (scripts/results/NOTES.md).
+    """
     shape = Shape(
         B=1,
         H=spec.num_heads,
@@ -53,8 +58,9 @@ def layer_routes(
     chosen = route(shape) if name is None else named_route(name, shape)
     if isinstance(chosen.config, SplitKConfig) and not pdl:
         chosen = replace(chosen, config=replace(chosen.config, dependent=False, overlap=False))
-    # Forcing split-K is about decode; it cannot serve a long chunk.
-    return LayerRoutes(chosen, prefill=None if name == "splitk" else name)
+    prompt = replace(shape, L_q=ctx_size, L_kv=ctx_size, causal=True, window=spec.window, bounded=False)
+    kernel = "standard" if can_run("standard", prompt) else "reference"
+    return LayerRoutes(chosen, named_route(kernel, prompt))
 
 
 def attend_token(query: torch.Tensor, cache: LayerCache, spec: AttentionSpec, routes: LayerRoutes) -> torch.Tensor:

@@ -79,5 +79,7 @@ def swap_attention(
             )
             new = layer.self_attn = RoutedAttention(old, attention, caches, index, routes)
             kernel, why = routes.decode.kernel, routes.decode.why
+            if routes.prefill.kernel != kernel:
+                why += f"; prefill {routes.prefill.kernel}"
         rows.append(SwapRow(index, attention.kind, "self_attn", type(old).__name__, type(new).__name__, kernel, why))
     return SwapReport(tuple(rows))

@@ -88,7 +88,7 @@ class Runner:
 
     @cached_property
     def tokenizer(self) -> Any | None:
-        """The source's Hugging Face tokenizer; None for dummy weights."""
+        """The source's Hugging Face tokenizer; None if it has none, as dummy weights."""
         return self.source.load_tokenizer()
 
     def generate(self, prompt_or_ids: str | Sequence[int], **sampling: Any) -> Generation:
@@ -135,7 +135,7 @@ class Runner:
         if not isinstance(prompt_or_ids, str):
             return list(prompt_or_ids)
         if self.tokenizer is None:
-            raise UsageError(f"{self.source.name} has no tokenizer (dummy weights): give token ids instead of text")
+            raise UsageError(f"{self.source.name} has no tokenizer: give token ids instead of text")
         return encode_prompt(self.tokenizer, prompt_or_ids)
 
     @cached_property

@@ -86,7 +86,7 @@ def generate(args: argparse.Namespace, console: Console) -> int:
         source, tokenizer_loader=lambda: tokenizer
     )  # building one takes seconds: once is enough
     sampling = SamplingConfig.from_defaults(source.generation_defaults, **flags)
-    ids = prompt.token_ids(tokenizer, source.spec.vocab_size, sampling.seed, console)
+    ids = prompt.token_ids(tokenizer, source, sampling.seed, console)
     if args.show_prompt:
         console.say(describe_prompt(ids, tokenizer))
     if config.ctx_size is None:
@@ -98,7 +98,9 @@ def generate(args: argparse.Namespace, console: Console) -> int:
     ready_s = time.perf_counter() - started
 
     with on_interrupt(stream.cancel):
-        show(stream, stdout, dummy=tokenizer is None, as_json=args.json)
+        if tokenizer is None and not args.json:
+            stdout.write("[dummy weights]" if source.kind == "dummy" else "[no tokenizer]")
+        show(stream, stdout, as_ids=tokenizer is None, as_json=args.json)
     stats = stream.stats.of_process(imports.seconds, resolving.seconds, ready_s)
     console.say(card(stats))
     if args.json:
@@ -106,14 +108,12 @@ def generate(args: argparse.Namespace, console: Console) -> int:
     return INTERRUPTED if stream.finish_reason == "cancelled" else 0
 
 
-def show(stream: GenerationStream, stdout: Stdout, *, dummy: bool, as_json: bool) -> None:
-    """Run the generation. Unless JSON follows, pieces go out as they come: text, or ids where weights are random."""
-    if dummy and not as_json:
-        stdout.write("[dummy weights]")
+def show(stream: GenerationStream, stdout: Stdout, *, as_ids: bool, as_json: bool) -> None:
+    """Run the generation. Unless JSON follows, pieces go out as they come: text, or ids where there is no tokenizer."""
     with contextlib.closing(iter(stream)) as pieces:
         for piece in pieces:
             if not as_json:
-                stdout.write(f" {piece.token_id}" if dummy else piece.text)
+                stdout.write(f" {piece.token_id}" if as_ids else piece.text)
     if not as_json:
         stdout.write("\n")
 
@@ -154,24 +154,27 @@ def warn_of_no_effect(sampling: SamplingConfig, flags: dict[str, Any], console: 
 
 def info(args: argparse.Namespace, console: Console) -> int:
     """What a model is made of, or the known models."""
-    from runner.info import describe_catalog, describe_model
+    with unmissed_interrupt():
+        from runner.info import describe_catalog, describe_model
 
-    document, text = describe_model(args) if args.model else describe_catalog()
+        document, text = describe_model(args) if args.model else describe_catalog()
     Stdout(sys.stdout).write(json.dumps(document) + "\n" if args.json else text)
     return 0
 
 
 def calibrate(args: argparse.Namespace, console: Console) -> int:
     """Measure this GPU's attention routes and keep them for the next runs; stdout gets the file's path."""
-    import torch
+    with unmissed_interrupt():
+        import torch
 
-    from runner.settings import choose_device
+        from runner.settings import choose_device
 
-    device = choose_device(args.device or "cuda")
+        device = choose_device(args.device or "cuda")
     if device.type != "cuda":
         raise UsageError(f"--device {device}: routes are measured on an NVIDIA GPU; a CPU has only one")
-    from kernels.sdpa.calibrate import calibrate as measure
-    from kernels.sdpa.table import user_path
+    with unmissed_interrupt():
+        from kernels.sdpa.calibrate import calibrate as measure
+        from kernels.sdpa.table import user_path
 
     if device.index is not None:
         torch.cuda.set_device(device)

@@ -62,7 +62,7 @@ class GenerationStream:
 
     finish_reason is "stop" (EOS or stop string), "length" (max_new_tokens or the context's end), "cancelled" (`cancel`,
     or the iterator was closed) or "error" (an exception is on its way). `token_ids` include the EOS token; `text` holds
-    neither it nor a stop string. Without a tokenizer (dummy weights) all text is empty.
+    neither it nor a stop string. Without a tokenizer (as with dummy weights) all text is empty.
 
     Raises UsageError, before the engine is touched, for a prompt that is empty, outside the vocabulary, or too long.
     `facts` is asked after the last token, when what start-up cost is known.
@@ -89,7 +89,7 @@ class GenerationStream:
         sampling = sampler.config
         stops = sampling.stop
         if stops and tokenizer is None:
-            raise UsageError("--stop: there is no tokenizer (dummy weights), so there is no text to stop at")
+            raise UsageError("--stop: there is no tokenizer, so there is no text to stop at")
         eos_ids = () if sampling.ignore_eos else eos_ids
         self._final_ids = frozenset(eos_ids) if tokenizer is None else ends_generation(tokenizer, eos_ids, stops)
         self._decoder = None if tokenizer is None else StreamDecoder(tokenizer, self.prompt_ids)

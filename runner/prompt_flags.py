@@ -6,10 +6,13 @@ import argparse
 import random
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from models.errors import UsageError
 from runner.output import Console
+
+if TYPE_CHECKING:
+    from models.load.source import Source
 
 
 @dataclass(frozen=True)
@@ -22,14 +25,23 @@ class Prompt:
     chat: bool | None = None
     system: str | None = None
 
-    def token_ids(self, tokenizer: Any | None, vocab_size: int, seed: int, console: Console) -> list[int]:
-        """Ids for the model. Without a tokenizer (dummy weights) the bytes of a text stand in, and that is said."""
+    def token_ids(self, tokenizer: Any | None, source: Source, seed: int, console: Console) -> list[int]:
+        """Ids for the model. For dummy weights the bytes of a text stand in, and that is said.
+
+        UsageError for a text where real weights come without a tokenizer.
+        """
+        vocab_size = source.spec.vocab_size
         if self.ids is not None:
             return list(self.ids)
         if self.count is not None:
             return random.Random(seed).choices(range(vocab_size), k=self.count)
         assert self.text is not None
         if tokenizer is None:
+            if source.kind != "dummy":
+                raise UsageError(
+                    f"{source.path or source.name}: found no tokenizer (tokenizer.json, or a GGUF's own), which a "
+                    "prompt of text needs; give --prompt-ids or --prompt-tokens instead"
+                )
             if self.chat or self.system is not None:
                 raise UsageError("--chat, --system: dummy weights come without a tokenizer and chat template")
             console.say("note: dummy weights come without a tokenizer; the prompt's bytes stand in as token ids")

@@ -22,7 +22,7 @@ def test_a_typed_number_is_noticed(tmp_path):
         "sys.argv.append('--check'); sys.exit(f.main())"
     )
     changed = tmp_path / "README.md"
-    changed.write_text(text.replace("| attention | 1.04 |", "| attention | 1.05 |"))
+    changed.write_text(text.replace("| lm_head | 2.82 |", "| lm_head | 2.83 |"))
     assert changed.read_text() != text
     assert subprocess.run([sys.executable, "-c", code, str(changed)], cwd=ROOT).returncode == 1
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -27,7 +29,6 @@ def test_measured_route_of_a_sliding_layer(on_h100):
     assert found.decode.kernel == "splitk"
     assert "measured on NVIDIA H100 80GB HBM3 at this shape" in found.decode.why
     assert found.decode.config.dependent
-    assert found.prefill is None
 
 
 def test_no_pdl_reaches_the_kernel(on_h100):
@@ -38,10 +39,25 @@ def test_no_pdl_reaches_the_kernel(on_h100):
 
 def test_forced_kernels(on_h100):
     assert routes(name="standard").decode.kernel == "standard"
-    assert routes(name="standard").prefill == "standard"
+    assert routes(name="standard").prefill.kernel == "standard"
     assert routes(name="splitk").decode.kernel == "splitk"
-    assert routes(name="splitk").prefill is None
+    assert routes(name="splitk").prefill.kernel == "standard"
 
 
 def test_a_cpu_says_that_it_takes_the_twin():
     assert routes().decode.kernel == "reference"
+
+
+@pytest.mark.parametrize("kind", ["sliding", "full"])
+def test_prompts_of_every_length_take_one_kernel(on_h100, kind):
+    """At these lengths the router would take cuDNN, which plans every new one, or change the configuration."""
+    spec = replace(SLIDING, kind=kind, head_dim=128, window=1024 if kind == "sliding" else None)
+    found = layer_routes(spec, 4096, torch.bfloat16, torch.device("cpu"), name=None, pdl=True).prefill
+    assert found.kernel == "standard"
+    assert found.config.tma
+
+
+def test_a_head_dim_that_no_kernel_takes_falls_to_the_twin(on_h100):
+    spec = replace(SLIDING, head_dim=72)
+    found = layer_routes(spec, 4096, torch.bfloat16, torch.device("cpu"), name=None, pdl=True)
+    assert found.prefill.kernel == found.decode.kernel == "reference"

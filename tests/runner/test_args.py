@@ -6,6 +6,7 @@ import io
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -141,8 +142,9 @@ def test_prompts_from_text_file_stdin_and_ids(tmp_path, monkeypatch):
 
 def test_random_prompts_repeat_with_their_seed():
     prompt = prompt_of("--prompt-tokens", "1000")
-    ids = prompt.token_ids(None, 97, 5, None)
-    assert ids == prompt.token_ids(None, 97, 5, None)
-    assert ids != prompt.token_ids(None, 97, 6, None)
+    source = SimpleNamespace(spec=SimpleNamespace(vocab_size=97))
+    ids = prompt.token_ids(None, source, 5, None)
+    assert ids == prompt.token_ids(None, source, 5, None)
+    assert ids != prompt.token_ids(None, source, 6, None)
     assert set(ids) <= set(range(97))
     assert len(ids) == 1000

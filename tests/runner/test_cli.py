@@ -120,6 +120,21 @@ def test_token_ids_outside_the_vocabulary(run):
     assert "token 259 at place 1" in err
 
 
+def test_weights_without_a_tokenizer_refuse_text_and_stream_ids(model_dir, tmp_path, capsys):
+    """The bytes of a text are no stand-in for the token ids of a trained model."""
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).symlink_to(model_dir / name)
+    base = ["generate", "--model", str(tmp_path), "--device", "cpu", "--ignore-eos", "--max-new-tokens", "6"]
+    assert main([*base, "--prompt", "hi"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"{tmp_path}: found no tokenizer (tokenizer.json" in err
+    assert main([*base, "--prompt-ids", "1,2"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("[no tokenizer] ")
+    assert len(out.removeprefix("[no tokenizer] ").split()) == 6
+
+
 def test_dummy_weights_are_marked_everywhere_and_stream_ids(run):
     code, out, err = run("--prompt", "hi", "--load-format", "dummy")
     assert code == 0
@@ -171,13 +186,14 @@ def test_info_counts_tied_weights_once_and_lists_the_catalogue(capsys):
 
 @pytest.fixture
 def start(model_dir):
-    """start(*flags, **popen) -> a process generating 90000 tokens from the tiny model."""
+    """start(*flags, command="generate", **popen) -> a process; of "generate", 90000 tokens from the tiny model."""
     processes = []
+    endless = ["--ignore-eos", "--prompt", "hi", "--max-new-tokens", "90000"]
 
-    def go(*flags, **options):
-        command = [*COMMAND, "--model", str(model_dir), "--device", "cpu", "--ignore-eos", "--prompt", "hi"]
+    def go(*flags, command="generate", **options):
+        base = [sys.executable, "-m", "runner", command, "--model", str(model_dir), "--device", "cpu"]
         process = subprocess.Popen(
-            [*command, "--max-new-tokens", "90000", *flags],
+            [*base, *(endless if command == "generate" else []), *flags],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -204,8 +220,9 @@ def test_ctrl_c_prints_partial_statistics_and_exits_130(start):
     assert out.endswith(b"\n")
 
 
-def test_ctrl_c_while_loading_is_one_line(start):
-    process = start()
+@pytest.mark.parametrize("command", ["generate", "info"])
+def test_ctrl_c_while_loading_is_one_line(start, command):
+    process = start(command=command)
     maps = Path(f"/proc/{process.pid}/maps")
     while "libtorch" not in maps.read_text():  # the command line is read, imports go on
         assert process.poll() is None

@@ -9,6 +9,7 @@ import copy
 
 import pytest
 import torch
+import triton
 
 from models.cache import KVCaches
 from models.families import family_for_model_type
@@ -214,6 +215,17 @@ def test_intended_kernels_ran(model, fuse):
     assert count("_sandwich_kernel") == 2 * layers * steps, ran
     assert count("splitk_kernel") + count("standard_kernel") == (layers - fused) * steps, ran
     assert not [name for name in ran if "gemm" in name or "gemv" in name or "fmha" in name or "cutlass" in name], ran
+
+
+def test_a_prompt_of_a_new_length_compiles_nothing(model, monkeypatch):
+    """What start-up compiled serves every prompt: shorter, longer than the window, of several chunks, odd or not."""
+    engine, sampler = make_engine(model, graph=True), RecordingSampler(CTX)
+    engine.prepare(sampler)
+    compiled = []
+    monkeypatch.setattr(triton.knobs.runtime, "jit_post_compile_hook", lambda **known: compiled.append(known["repr"]))
+    for length in (2, 16, 33, 64, 100, 255, 257, 272, 300, 496, CTX - 1):
+        engine.prefill(prompt_ids(length))
+    assert compiled == []
 
 
 def test_failed_capture_falls_back_loudly(model, caplog):
