@@ -109,6 +109,7 @@ def summarise(facts: RunFacts, times: TokenTimes, finish_reason: str | None, see
     steps = max(times.generated - 1, 0)
     bytes_per_token = _bytes_per_token(facts, times, steps)
     missing: dict[str, str] = {}
+    startup = facts.startup
     mbu = mfu = None
     if facts.read_bandwidth is None:
         missing["mbu"] = f"no measured read bandwidth for {facts.device}"
@@ -122,10 +123,14 @@ def summarise(facts: RunFacts, times: TokenTimes, finish_reason: str | None, see
         mfu = work.prefill_flops(facts.spec, times.prompt_tokens) / times.ttft_s / facts.matmul_rate
     else:
         missing["mfu_prefill"] = "no token was generated"
+    load_rate = None
+    if facts.dummy_weights:
+        missing["load_gb_per_s"] = "dummy weights are made on the device, not loaded"
+    elif facts.stored_bytes and startup.load_s:
+        load_rate = facts.stored_bytes / 1e9 / startup.load_s
     peak = facts.peak_memory
     if peak is None:
         missing["peak_memory"] = f"not counted on {facts.device}"
-    startup = facts.startup
     itl = {percent: _milli(percentile(times.intervals, percent) if steps else None) for percent in (50, 90, 99)}
     return RunStats(
         model=facts.model,
@@ -149,7 +154,7 @@ def summarise(facts: RunFacts, times: TokenTimes, finish_reason: str | None, see
         import_s=startup.import_s,
         resolve_s=startup.resolve_s,
         load_s=startup.load_s,
-        load_gb_per_s=facts.stored_bytes / 1e9 / startup.load_s if facts.stored_bytes and startup.load_s else None,
+        load_gb_per_s=load_rate,
         compile_s=startup.compile_s,
         capture_s=startup.capture_s,
         ttft_ms=_milli(times.ttft_s),

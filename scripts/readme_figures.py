@@ -111,6 +111,23 @@ def roofline() -> list[str]:
     return [*lines, "", source(data, name), ""]
 
 
+def loading() -> list[str]:
+    """Weights from file to GPU."""
+    name = "load-qwen3-8b"
+    data = load(name)
+    rates = {(row["loader"], row["cached"]): f"{row['gb_per_s']:.2f}" for row in data["rows"]}
+    lines = [
+        "### Loading Qwen3-8B, GB/s",
+        "",
+        f"{data['bytes'] / 1e9:.1f} GB of bf16 safetensors to the GPU, median of {len(data['rows'][0]['seconds'])}.",
+        "",
+        "| loader | files in the page cache | from disk |",
+        "|---|---|---|",
+        *(f"| {loader} | {rates[loader, True]} | {rates[loader, False]} |" for loader in ("runner", "safetensors")),
+    ]
+    return [*lines, "", source(data, name), ""]
+
+
 def spread(cell: dict[str, Any]) -> str:
     """Mean and standard deviation in us."""
     return f"{cell['mean_us']:.1f} ± {cell['std_us']:.1f}"
@@ -148,7 +165,7 @@ def attention() -> list[str]:
 
 def figures() -> str:
     """The whole section."""
-    return "\n".join([*ladder(), *models(), *roofline(), *attention()]).rstrip() + "\n"
+    return "\n".join([*ladder(), *models(), *roofline(), *loading(), *attention()]).rstrip() + "\n"
 
 
 def main() -> int:

@@ -120,7 +120,11 @@ def test_the_card_fits_a_screen_and_says_everything(build_facts):
 
 
 def test_dummy_weights_are_marked_first_of_all(build_facts):
-    stats = summarise(build_facts(dummy_weights=True), TIMES, "length", 0, 0)
+    facts = build_facts(dummy_weights=True, stored_bytes=4_000_000_000, startup=StartupTimes(load_s=0.1))
+    stats = summarise(facts, TIMES, "length", 0, 0)
+    assert "load 0.10 s" in card(stats)
+    assert "GB/s" not in card(stats)
+    assert "made on the device" in stats.missing["load_gb_per_s"]
     assert card(stats).splitlines()[0].startswith("weights      DUMMY")
     assert stats.to_dict()["dummy_weights"] is True
 
