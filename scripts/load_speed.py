@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import os
 import statistics
 import time
@@ -22,7 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from models.catalog import find
+from models.catalog import CATALOG
 from models.load.dummy import fill_with_noise
 from models.load.fill import build_on_meta, find_slots
 from models.load.source import Source
@@ -37,22 +38,33 @@ def write_checkpoint(model: str, folder: Path) -> None:
     """Random weights in Hugging Face's layout: config.json, shards and their index."""
     folder.mkdir(parents=True)
     source = load_source(RunConfig(model=model, load_format="dummy"))
-    names = {name: slot.shape for name, slot in find_slots(build_on_meta(source)).items()}
+    shapes = {name: slot.shape for name, slot in find_slots(build_on_meta(source)).items()}
     if source.spec.tied_embeddings:
-        names.pop("lm_head.weight", None)
-    shards: list[dict[str, torch.Tensor]] = [{}]
-    for name, shape in names.items():
-        if shards[-1] and sum(held.nbytes for held in shards[-1].values()) > SHARD_BYTES:
-            shards.append({})
-        made = {name: torch.empty(shape, dtype=torch.bfloat16, device="cuda")}
-        fill_with_noise(made, source.family, torch.device("cuda"), seed=len(shards))
-        shards[-1][name] = made[name].cpu()
-    files = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
-    for file, shard in zip(files, shards, strict=True):
-        save_file(shard, folder / file)
-    where = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+        shapes.pop("lm_head.weight", None)
+    shards = split(shapes)
+    where = {}
+    for number, names in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        tensors = {name: torch.empty(shapes[name], dtype=torch.bfloat16, device="cuda") for name in names}
+        fill_with_noise(tensors, source.family, torch.device("cuda"), seed=number)
+        save_file(tensors, folder / file)
+        where.update(dict.fromkeys(names, file))
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
-    (folder / "config.json").write_text(json.dumps(find(model).config()))
+    (folder / "config.json").write_text(json.dumps(CATALOG[model].config()))
+
+
+def split(shapes: dict[str, tuple[int, ...]]) -> list[list[str]]:
+    """The names in shards of at most SHARD_BYTES of bf16, or of one tensor that is larger."""
+    shards: list[list[str]] = []
+    room = 0
+    for name, shape in shapes.items():
+        size = 2 * math.prod(shape)
+        if size > room:
+            shards.append([])
+            room = SHARD_BYTES
+        shards[-1].append(name)
+        room -= size
+    return shards
 
 
 def drop_from_cache(paths: list[Path]) -> None:
@@ -93,7 +105,7 @@ def seconds_of(way: Callable[[], float], paths: list[Path], *, cached: bool, run
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="qwen3-8b")
+    parser.add_argument("--model", choices=CATALOG, default="qwen3-8b")
     parser.add_argument("--folder", type=Path, required=True, help="where the checkpoint is, or will be written")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--out", type=Path)
