@@ -97,10 +97,11 @@ def generate(args: argparse.Namespace, console: Console) -> int:
     stream = runner.stream_generation(ids, sampling)
     ready_s = time.perf_counter() - started
 
+    label = None
+    if tokenizer is None:
+        label = "[dummy weights]" if source.kind == "dummy" else "[no tokenizer]"
     with on_interrupt(stream.cancel):
-        if tokenizer is None and not args.json:
-            stdout.write("[dummy weights]" if source.kind == "dummy" else "[no tokenizer]")
-        show(stream, stdout, as_ids=tokenizer is None, as_json=args.json)
+        show(stream, stdout, ids_label=label, as_json=args.json)
     stats = stream.stats.of_process(imports.seconds, resolving.seconds, ready_s)
     console.say(card(stats))
     if args.json:
@@ -108,12 +109,14 @@ def generate(args: argparse.Namespace, console: Console) -> int:
     return INTERRUPTED if stream.finish_reason == "cancelled" else 0
 
 
-def show(stream: GenerationStream, stdout: Stdout, *, as_ids: bool, as_json: bool) -> None:
-    """Run the generation. Unless JSON follows, pieces go out as they come: text, or ids where there is no tokenizer."""
+def show(stream: GenerationStream, stdout: Stdout, *, ids_label: str | None, as_json: bool) -> None:
+    """Run the generation. Unless JSON follows, pieces go out as they come: as text, or behind `ids_label` as ids."""
+    if ids_label is not None and not as_json:
+        stdout.write(ids_label)
     with contextlib.closing(iter(stream)) as pieces:
         for piece in pieces:
             if not as_json:
-                stdout.write(f" {piece.token_id}" if as_ids else piece.text)
+                stdout.write(piece.text if ids_label is None else f" {piece.token_id}")
     if not as_json:
         stdout.write("\n")
 
@@ -170,9 +173,8 @@ def calibrate(args: argparse.Namespace, console: Console) -> int:
         from runner.settings import choose_device
 
         device = choose_device(args.device or "cuda")
-    if device.type != "cuda":
-        raise UsageError(f"--device {device}: routes are measured on an NVIDIA GPU; a CPU has only one")
-    with unmissed_interrupt():
+        if device.type != "cuda":
+            raise UsageError(f"--device {device}: routes are measured on an NVIDIA GPU; a CPU has only one")
         from kernels.sdpa.calibrate import calibrate as measure
         from kernels.sdpa.table import user_path
 

@@ -28,7 +28,7 @@ def _gain(weight, offset, half, mask, HALF: tl.constexpr, WEIGHT: tl.constexpr):
     return low, high
 
 
-# A prompt's length shows in the last two: specialised, some lengths would compile the kernel anew.
+# A prompt's length shows in these two: specialised, some lengths would compile the kernel anew.
 @triton.jit(do_not_specialize=["capacity", "first_row"])
 def _qk_norm_rope_kernel(
     qkv, q_out, keys, values, position, inv_freq, q_weight, k_weight, v_weight,

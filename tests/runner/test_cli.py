@@ -15,7 +15,7 @@ import torch
 
 from runner.cli import main
 
-COMMAND = [sys.executable, "-m", "runner", "generate"]
+RUNNER = [sys.executable, "-m", "runner"]
 
 
 @pytest.fixture(scope="module")
@@ -191,9 +191,9 @@ def start(model_dir):
     endless = ["--ignore-eos", "--prompt", "hi", "--max-new-tokens", "90000"]
 
     def go(*flags, command="generate", **options):
-        base = [sys.executable, "-m", "runner", command, "--model", str(model_dir), "--device", "cpu"]
+        base = [command, "--model", str(model_dir), "--device", "cpu"]
         process = subprocess.Popen(
-            [*base, *(endless if command == "generate" else []), *flags],
+            [*RUNNER, *base, *(endless if command == "generate" else []), *flags],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -243,7 +243,7 @@ def test_a_closed_pipe_ends_the_run_without_a_word(start):
 def test_a_full_disk_is_said_and_exits_1(start, model_dir):
     with open("/dev/full", "wb") as full:
         result = subprocess.run(
-            [*COMMAND, "--model", str(model_dir), "--device", "cpu", "--prompt", "hi", "-n", "3"],
+            [*RUNNER, "generate", "--model", str(model_dir), "--device", "cpu", "--prompt", "hi", "-n", "3"],
             stdout=full,
             stderr=subprocess.PIPE,
         )
