@@ -12,20 +12,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import triton
+
+from kernels.sdpa.table import versions
 
 
 def provenance() -> dict[str, Any]:
-    """GPU, driver and clocks now, versions, commit, command, date. RUNNER_COMMIT stands in where there is no .git."""
+    """GPU, driver and clocks now, versions, commit, command, date. RUNNER_COMMIT stands in where there is no .git.
+
+    Without a GPU "gpu" and "state" are None.
+    """
     query = "--query-gpu=driver_version,clocks.sm,clocks.mem,temperature.gpu"
+    gpu = torch.cuda.is_available()
     return dict(
-        gpu=torch.cuda.get_device_name(),
-        state=_output("nvidia-smi", query, "--format=csv,noheader"),
-        versions=dict(torch=torch.__version__, triton=triton.__version__, python=platform.python_version()),
+        gpu=torch.cuda.get_device_name() if gpu else None,
+        state=_output("nvidia-smi", query, "--format=csv,noheader") if gpu else None,
+        cpu=cpu_name(),
+        versions={**versions(), "python": platform.python_version()},
         commit=os.environ.get("RUNNER_COMMIT") or _output("git", "rev-parse", "--short", "HEAD"),
         command=" ".join(["python", *sys.orig_argv[1:]]),
         date=time.strftime("%Y-%m-%d"),
     )
+
+
+def cpu_name() -> str:
+    """The processor as Linux names it, and how many cores this process may use."""
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if "model name" in line
+    ]
+    return f"{names[0] if names else platform.machine()}, {len(os.sched_getaffinity(0))} cores"
 
 
 def write_result(folder: Path, name: str, body: dict[str, Any]) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +26,29 @@ MODELS = (
     ("qwen3-8b", 2401),
     ("qwen3-8b", 32768),
 )
-START, END = "<!-- figures: python -m scripts.readme_figures -->", "<!-- end of figures -->"
 
 
-def load(name: str) -> dict[str, Any]:
+def load(name: str, folder: str = GPU) -> dict[str, Any]:
     """One results file."""
-    return json.loads((RESULTS / GPU / f"{name}.json").read_text())
+    return json.loads((RESULTS / folder / f"{name}.json").read_text())
 
 
-def source(data: dict[str, Any], name: str) -> str:
+def source(data: dict[str, Any], name: str, folder: str = GPU) -> str:
     """The line under a table that says where it comes from."""
     versions = data.get("versions", data)
     return (
-        f"<sub>{data['gpu']}, torch {versions['torch']}, triton {versions['triton']}, commit {data['commit']}, "
-        f"{data['date'][:10]}; [{name}.json](scripts/results/{GPU}/{name}.json).</sub>"
+        f"<sub>{data['gpu'] or data['cpu']}, torch {versions['torch']}, triton {versions['triton']}, commit "
+        f"{data['commit']}, {data['date'][:10]}; [{name}.json](scripts/results/{folder}/{name}.json).</sub>"
     )
+
+
+def first_command() -> str:
+    """The first command of the README, and what it said on a CPU: stdout, then stderr."""
+    name = "first-command"
+    data = load(name, "cpu")
+    told = ["Text goes to stdout, everything else to stderr:", ""]
+    told += [f"    {line}".rstrip() for line in f"{data['stdout']}\n{data['stderr']}".splitlines()]
+    return "\n".join([f"    {data['first_command']}", "", *told, "", source(data, name, "cpu")]) + "\n"
 
 
 def rates(rung: dict[str, Any]) -> str:
@@ -168,14 +177,23 @@ def figures() -> str:
     return "\n".join([*ladder(), *models(), *roofline(), *loading(), *attention()]).rstrip() + "\n"
 
 
+SECTIONS: dict[str, Callable[[], str]] = {"first command": first_command, "figures": figures}
+
+
+def filled(text: str) -> str:
+    """The README with every section between its markers written anew."""
+    for name, section in SECTIONS.items():
+        start, end = f"<!-- {name}: python -m scripts.readme_figures -->", f"<!-- end of {name} -->"
+        head, rest = text.split(start)
+        text = f"{head}{start}\n\n{section()}\n{end}{rest.split(end)[1]}"
+    return text
+
+
 def main() -> int:
     text = README.read_text()
-    head, rest = text.split(START)
-    tail = rest.split(END)[1]
-    new = f"{head}{START}\n\n{figures()}\n{END}{tail}"
     if "--check" in sys.argv:
-        return 0 if new == text else 1
-    README.write_text(new)
+        return 0 if filled(text) == text else 1
+    README.write_text(filled(text))
     return 0
 
 

@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts.first_command import COMMAND
+from scripts.readme_figures import ROOT, filled
 
 
 def test_figures_come_from_the_results():
@@ -25,6 +28,12 @@ def test_a_typed_number_is_noticed(tmp_path):
     changed.write_text(text.replace("| lm_head | 2.82 |", "| lm_head | 2.83 |"))
     assert changed.read_text() != text
     assert subprocess.run([sys.executable, "-c", code, str(changed)], cwd=ROOT).returncode == 1
+
+
+def test_what_the_first_command_said_is_checked_too():
+    text = (ROOT / "README.md").read_text()
+    assert f"    {COMMAND}\n" in text
+    assert filled(text.replace("6 prompt + 32 generated", "6 prompt + 33 generated")) == text
 
 
 def test_folders_of_the_map_exist():
